@@ -1,0 +1,1 @@
+"""Great Expectations as the gate for data: the suite, the run, the quarantine, the guidance."""

@@ -1,0 +1,1 @@
+"""How Ratchet is run: deployments, the embedded stack, the command line."""

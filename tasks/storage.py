@@ -1,0 +1,271 @@
+"""The store: one prefix of one S3 bucket, and the few operations that everything else is built from.
+
+Two properties matter to the rest of Ratchet. Writes that decide anything are conditional
+(`put_if_absent`, `put_if_match`), and a reply that was lost on the way is told apart from a lost race
+by reading back what is stored. Reads return whole bodies or raise: a truncated body is retried, never used.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import boto3
+from botocore.config import Config
+from botocore.exceptions import (
+    BotoCoreError,
+    ClientError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseStreamingError,
+)
+
+if TYPE_CHECKING:
+    from mypy_boto3_s3 import S3Client
+
+_NOT_WRITTEN: Final = {404, 409, 412}
+"""Replies to a conditional write that all mean "not written": AWS and SeaweedFS use each of them."""
+
+_BODY_ERRORS: Final = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
+_BODY_ATTEMPTS: Final = 4
+"""botocore retries requests, never errors while a body is being read: those we retry ourselves."""
+
+
+class StoreError(Exception):
+    """The store could not be read or written; the message names the key and what was tried."""
+
+
+class MissingKeyError(StoreError):
+    """There is no object under the key."""
+
+
+class ChangedError(StoreError):
+    """The object is no longer the one that was listed: its ETag differs, or it is gone."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One listed object: key relative to the store's prefix, ETag, and size in bytes."""
+
+    key: str
+    etag: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Blob:
+    """An object's bytes and the ETag they were read under."""
+
+    body: bytes
+    etag: str
+
+
+class Store:
+    """Objects under `s3://bucket/prefix`; every key taken or returned is relative to that prefix.
+
+    One instance is safe to share between threads (boto3 clients are), not between processes.
+    """
+
+    def __init__(self, url: str, client: S3Client) -> None:
+        parts = urlsplit(url)
+        if parts.scheme != "s3" or not parts.netloc:
+            raise StoreError(f"a store is named s3://bucket/prefix, got {url!r}")
+        self.bucket: str = parts.netloc
+        self.prefix: str = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self.url: str = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self._client = client
+
+    @classmethod
+    def open(cls, url: str, *, threads: int = 32) -> Store:
+        """Connect with the standard AWS settings as they are now: endpoint, region, profile, role.
+
+        Raises StoreError when the URL names no bucket or the settings do not make a client.
+        """
+        config = Config(
+            retries={"mode": "standard", "total_max_attempts": 6},
+            connect_timeout=5,
+            read_timeout=30,
+            max_pool_connections=threads,
+            s3={"addressing_style": "path"},
+        )
+        try:
+            session = boto3.session.Session()
+            region = session.region_name or "us-east-1"
+            return cls(url, session.client("s3", region_name=region, config=config))
+        except BotoCoreError as error:
+            raise StoreError(f"cannot connect to {url}: {error}") from error
+
+    def uri(self, key: str) -> str:
+        """The full address of a key, for people and for messages."""
+        return f"s3://{self.bucket}/{self.prefix}{key}"
+
+    # --- reading -----------------------------------------------------------------------------------------
+
+    def get(self, key: str, *, etag: str | None = None) -> Blob:
+        """Read a whole object; with `etag`, only the object that was listed under it.
+
+        Raises MissingKeyError when there is none, ChangedError when `etag` no longer holds.
+        """
+        condition: dict[str, Any] = {} if etag is None else {"IfMatch": etag}
+        for attempt in range(1, _BODY_ATTEMPTS + 1):
+            try:
+                reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
+                return Blob(reply["Body"].read(), reply["ETag"])
+            except _BODY_ERRORS as error:
+                if attempt == _BODY_ATTEMPTS:
+                    raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            except ClientError as error:
+                status = _status(error)
+                if etag is not None and status in {404, 412}:
+                    raise ChangedError(f"{self.uri(key)} changed since it was listed") from error
+                if status == 404:
+                    raise MissingKeyError(f"{self.uri(key)} does not exist") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+        raise AssertionError("unreachable: the loop returns or raises")
+
+    def find(self, key: str) -> Blob | None:
+        """Read a whole object, or None when there is none."""
+        try:
+            return self.get(key)
+        except MissingKeyError:
+            return None
+
+    def download(self, key: str, path: Path) -> None:
+        """Stream an object to a local file, in bounded memory. Raises MissingKeyError."""
+        for attempt in range(1, _BODY_ATTEMPTS + 1):
+            try:
+                reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
+                with path.open("wb") as file:
+                    for chunk in reply["Body"].iter_chunks(1 << 20):
+                        file.write(chunk)
+            except _BODY_ERRORS as error:
+                if attempt == _BODY_ATTEMPTS:
+                    raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            except ClientError as error:
+                if _status(error) == 404:
+                    raise MissingKeyError(f"{self.uri(key)} does not exist") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            else:
+                return
+
+    def entries(self, prefix: str, *, start_after: str | None = None) -> Iterator[Entry]:
+        """List every object under a prefix, at any depth.
+
+        Servers differ in the order of keys at mixed depths; within one folder it is byte order.
+        `start_after` (a key) is only safe within one folder, for the same reason.
+        """
+        more: dict[str, Any] = {} if start_after is None else {"StartAfter": self.prefix + start_after}
+        try:
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more):
+                for found in page.get("Contents", []):
+                    yield Entry(found["Key"][len(self.prefix) :], found["ETag"], found["Size"])
+        except (ClientError, BotoCoreError) as error:
+            raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix` (which ends in "/"), sorted, without the slash."""
+        names: list[str] = []
+        try:
+            pages = self._client.get_paginator("list_objects_v2")
+            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"):
+                names += [f["Prefix"][len(self.prefix + prefix) : -1] for f in page.get("CommonPrefixes", [])]
+        except (ClientError, BotoCoreError) as error:
+            raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
+        return sorted(names)
+
+    # --- writing -----------------------------------------------------------------------------------------
+
+    def put(self, key: str, body: bytes) -> str:
+        """Write an object, replacing what is there; returns its ETag. For `runs/` and `cache/` only."""
+        try:
+            return self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body)["ETag"]
+        except (ClientError, BotoCoreError) as error:
+            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+
+    def put_if_absent(self, key: str, body: bytes) -> str | None:
+        """Write an object only where there is none.
+
+        Returns its ETag, also when exactly these bytes are there already (a lost reply, or a second run of
+        the same work), and None when something else is there.
+        """
+        return self._put_conditionally(key, body, {"IfNoneMatch": "*"})
+
+    def put_if_match(self, key: str, body: bytes, etag: str) -> str | None:
+        """Replace exactly the object that was read under `etag`.
+
+        Returns the new ETag (also after a lost reply), and None when the object has changed or is gone.
+        """
+        return self._put_conditionally(key, body, {"IfMatch": etag})
+
+    def _put_conditionally(self, key: str, body: bytes, condition: dict[str, Any]) -> str | None:
+        try:
+            reply = self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+            return reply["ETag"]
+        except ClientError as error:
+            if _status(error) not in _NOT_WRITTEN:
+                raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+        except BotoCoreError as error:
+            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+        # botocore repeats a request whose reply was lost, and then meets its own write as a conflict
+        stored = self.find(key)
+        return stored.etag if stored is not None and stored.body == body else None
+
+    def upload_if_absent(self, key: str, path: Path) -> None:
+        """Stream a local file to a content-addressed key, unless it is there already.
+
+        Raises StoreError when an object of another size is there: then the key was not content-addressed.
+        """
+        try:
+            with path.open("rb") as file:
+                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=file, IfNoneMatch="*")
+        except ClientError as error:
+            if _status(error) not in _NOT_WRITTEN:
+                raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            size = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
+            if size != path.stat().st_size:
+                raise StoreError(
+                    f"{self.uri(key)} exists with {size} bytes, expected {path.stat().st_size} from {path.name}"
+                ) from error
+        except BotoCoreError as error:
+            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects; keys that do not exist are no error."""
+        try:
+            for key in keys:
+                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+        except (ClientError, BotoCoreError) as error:
+            raise StoreError(f"cannot delete under {self.url}: {error}") from error
+
+    # --- trust -------------------------------------------------------------------------------------------
+
+    def probe(self) -> list[str]:
+        """Try both conditional writes on the configured bucket; returns what is wrong, empty when sound.
+
+        Some S3 servers and proxies accept the headers and ignore them; a promotion there could overwrite
+        another's. The probe's own object is deleted again.
+        """
+        key = f"cache/probe/{secrets.token_hex(8)}"
+        problems: list[str] = []
+        etag = self.put(key, b"first")
+        try:
+            if self.put_if_absent(key, b"second") is not None or self.get(key).body != b"first":
+                problems.append("If-None-Match is ignored: an existing object was overwritten")
+            current = self.put(key, b"third")
+            if self.put_if_match(key, b"fourth", etag) is not None or self.get(key).body != b"third":
+                problems.append("If-Match is ignored: an object was replaced under a stale ETag")
+            elif self.put_if_match(key, b"fifth", current) is None:
+                problems.append("If-Match is refused: a write under the current ETag failed")
+        finally:
+            self.delete([key])
+        return problems
+
+
+def _status(error: ClientError) -> int:
+    """The HTTP status of a refused request."""
+    return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

@@ -1,0 +1,31 @@
+"""Fixtures that several test modules share."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator
+
+import boto3
+import pytest
+
+from deployments import seaweedfs
+from tasks.storage import Store
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweedfs.S3Server]:
+    """A real S3 server (SeaweedFS) for the whole session, with a bucket named `ratchet`."""
+    folder = tmp_path_factory.mktemp("seaweedfs")
+    with seaweedfs.running(folder) as server, pytest.MonkeyPatch.context() as patch:
+        for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+            patch.delenv(name, raising=False)
+        for name, value in server.environment().items():
+            patch.setenv(name, value)
+        boto3.client("s3").create_bucket(Bucket="ratchet")
+        yield server
+
+
+@pytest.fixture
+def store(s3_server: seaweedfs.S3Server) -> Store:
+    """An empty store of its own on the real server; credentials are in the environment."""
+    return Store.open(f"s3://ratchet/{uuid.uuid4().hex}")

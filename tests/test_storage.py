@@ -1,0 +1,118 @@
+"""The store on a real S3 server: conditional writes, whole reads, and the probe that distrusts servers."""
+
+from __future__ import annotations
+
+import uuid
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import boto3
+import pytest
+
+from deployments import seaweedfs
+from tasks.storage import ChangedError, MissingKeyError, Store, StoreError
+
+
+def test_put_if_absent_has_one_winner_in_twenty_threads(store: Store) -> None:
+    """Twenty writers of different bytes to one key: one is told that it wrote, and its bytes are stored."""
+    with ThreadPoolExecutor(20) as pool:
+        written = list(pool.map(lambda i: store.put_if_absent("log/1", b"writer %d" % i), range(20)))
+    winners = [i for i, etag in enumerate(written) if etag is not None]
+    assert len(winners) == 1
+    assert store.get("log/1").body == b"writer %d" % winners[0]
+
+
+def test_put_if_absent_of_the_same_bytes_is_the_same_write(store: Store) -> None:
+    """A second run of the same work, or a lost reply, is no conflict."""
+    first = store.put_if_absent("batches/a", b"rows")
+    assert first is not None
+    assert store.put_if_absent("batches/a", b"rows") == first
+    assert store.put_if_absent("batches/a", b"other") is None
+
+
+def test_put_if_match_loses_no_update(store: Store) -> None:
+    """Four threads raise one counter twenty times by compare-and-swap: it ends at twenty."""
+    store.put("counter", b"0 first")
+
+    def increment(_: int) -> None:
+        while True:
+            blob = store.get("counter")
+            # a token of its own: equal bytes from another writer would look like our own lost reply
+            body = f"{int(blob.body.split()[0]) + 1} {uuid.uuid4()}".encode()
+            if store.put_if_match("counter", body, blob.etag) is not None:
+                return
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(increment, range(20)))
+    assert store.get("counter").body.split()[0] == b"20"
+
+
+def test_put_if_match_on_a_missing_object_writes_nothing(store: Store) -> None:
+    """A pointer that was deleted is not brought back by a stale writer."""
+    etag = store.put("production.json", b"{}")
+    store.delete(["production.json"])
+    assert store.put_if_match("production.json", b"new", etag) is None
+    assert store.find("production.json") is None
+
+
+def test_get_under_an_etag_reads_only_what_was_listed(store: Store) -> None:
+    """An object overwritten or deleted between listing and reading is an error, not other bytes."""
+    store.put("pairs/a.jsonl", b"old")
+    (entry,) = store.entries("pairs/")
+    assert store.get(entry.key, etag=entry.etag).body == b"old"
+    store.put("pairs/a.jsonl", b"new")
+    with pytest.raises(ChangedError, match=r"pairs/a\.jsonl changed"):
+        store.get(entry.key, etag=entry.etag)
+    store.delete([entry.key])
+    with pytest.raises(ChangedError):
+        store.get(entry.key, etag=entry.etag)
+    with pytest.raises(MissingKeyError, match="does not exist"):
+        store.get(entry.key)
+
+
+def test_entries_and_folders_are_relative_to_the_prefix(store: Store) -> None:
+    """Keys come back without the store's prefix, from every depth; folders from one level."""
+    for key in ("runs/b/x", "runs/a/y/z", "runs/c"):
+        store.put(key, b"1")
+    assert {entry.key for entry in store.entries("runs/")} == {"runs/b/x", "runs/a/y/z", "runs/c"}
+    assert store.folders("runs/") == ["a", "b"]
+
+
+def test_upload_refuses_a_key_that_holds_something_else(store: Store, tmp_path: Path) -> None:
+    """Content-addressed keys never change their content."""
+    (tmp_path / "f").write_bytes(b"12345")
+    store.upload_if_absent("models/v/f", tmp_path / "f")
+    store.upload_if_absent("models/v/f", tmp_path / "f")
+    (tmp_path / "f").write_bytes(b"123456")
+    with pytest.raises(StoreError, match="5 bytes, expected 6"):
+        store.upload_if_absent("models/v/f", tmp_path / "f")
+    store.download("models/v/f", tmp_path / "g")
+    assert (tmp_path / "g").read_bytes() == b"12345"
+
+
+def test_probe_passes_a_server_that_honours_conditions_and_leaves_nothing_behind(store: Store) -> None:
+    """SeaweedFS honours both conditions."""
+    assert store.probe() == []
+    assert list(store.entries("cache/")) == []
+
+
+@pytest.mark.parametrize("header", ["IfMatch", "IfNoneMatch"])
+def test_probe_names_a_server_that_ignores_a_condition(s3_server: seaweedfs.S3Server, header: str) -> None:
+    """A server or proxy that drops one of the two headers is not to be trusted with production."""
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+
+    def drop(params: dict[str, Any], **_: Any) -> None:
+        params.pop(header, None)
+
+    client.meta.events.register("before-parameter-build.s3.PutObject", drop)
+    problems = Store(f"s3://ratchet/{uuid.uuid4().hex}", client).probe()
+    assert len(problems) == 1
+    assert {"IfMatch": "If-Match", "IfNoneMatch": "If-None-Match"}[header] in problems[0]
+
+
+@pytest.mark.parametrize("url", ["", "bucket/prefix", "https://bucket/prefix", "s3:///prefix"])
+def test_a_store_that_names_no_bucket_is_refused(url: str) -> None:
+    """The message says what a store's name looks like."""
+    with pytest.raises(StoreError, match="s3://bucket/prefix"):
+        Store.open(url)
