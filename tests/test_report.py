@@ -1,0 +1,77 @@
+"""The report: what it says, and that hostile texts stay texts."""
+
+from __future__ import annotations
+
+import re
+
+import markdown as markdown_library
+import pytest
+
+from tasks.config import Delta, Model, Outcome
+from tasks.report import Material, escape_markdown, html, markdown, score_rows
+
+HOSTILE = '<script>alert(1)</script> | [a](javascript:x) `b` ![i](http://evil/x.png)\n# head "quoted"'
+
+
+def _outcome(**changes: object) -> Outcome:
+    outcome = Outcome(
+        run_id="20261123T033000Z-0123abcd",
+        verdict="promoted",
+        reasons=["Recall@10 rose"],
+        commit=3,
+        candidate=Model(version="abc", scores={"recall_at_10": 0.92, "mrr": 0.76, "ndcg_at_10": 0.8, "map": 0.7}),
+        production=Model(version=None, scores={"recall_at_10": 0.73, "mrr": 0.5, "ndcg_at_10": 0.6, "map": 0.5}),
+        deltas={"recall_at_10": Delta(value=0.19, low=0.12, high=0.26, confidence=0.99)},
+        production_after="abc",
+    )
+    return outcome.model_copy(update=changes)
+
+
+def test_scores_are_shown_side_by_side_with_difference_interval_and_target() -> None:
+    """0.73 -> 0.92 is +0.1900; a metric without an interval shows the difference alone."""
+    rows = {row.label: row for row in score_rows(_outcome())}
+    assert rows["Recall@10"].difference == "+0.1900 (+0.1200 to +0.2600 at 99%)"
+    assert (rows["MRR"].production, rows["MRR"].candidate, rows["MRR"].difference) == ("0.5000", "0.7600", "+0.2600")
+    assert rows["NDCG@10"].target == "0.75"
+
+
+def test_a_night_without_scores_has_no_table() -> None:
+    """Skipped and blocked nights show their reasons and nothing that looks like a score."""
+    page = markdown(_outcome(verdict="skipped", candidate=None, production=None, deltas={}))
+    assert "Recall@10 |" not in page
+    assert "There was nothing to fine-tune on" in page
+
+
+@pytest.mark.parametrize("render", [markdown, html])
+def test_hostile_texts_stay_texts(render: object) -> None:
+    """Markup in reasons, guidance and check values never becomes an element, a link or an image."""
+    checks = [{"check": HOSTILE, "severity": "critical", "result": "failed", "observed": HOSTILE}]
+    outcome = _outcome(reasons=[HOSTILE], guidance=HOSTILE, reason=HOSTILE)
+    page = render(outcome, Material(checks=checks))  # type: ignore[operator]  # both renderers take the same arguments
+    shown = page if render is html else markdown_library.markdown(page, extensions=["tables"])
+    assert "<script" not in shown
+    assert "<img" not in shown
+    assert "<a " not in shown
+    assert "alert(1)" in re.sub(r"\\(.)", r"\1", page)
+
+
+def test_html_asks_no_other_host() -> None:
+    """No address of another host, and a policy that would refuse it."""
+    page = html(_outcome())
+    assert not re.search(r"(src|href)=", page)
+    assert "default-src 'none'" in page
+
+
+@pytest.mark.parametrize("text", ["a|b", "*x*", "_x_", "`x`", "[x](y)", "<b>", "a\nb", "\u202egnp", "https://x.y"])
+def test_escaped_markdown_renders_as_the_same_text(text: str) -> None:
+    """What Markdown shows of an escaped text is the text, on one line, without invisible characters."""
+    shown = markdown_library.markdown(escape_markdown(text))
+    expected = " ".join(text.replace("\u202e", "").split()).replace("&", "&amp;")
+    plain = (
+        re.sub(r"</?p>", "", shown)
+        .replace("&#58;", ":")
+        .replace("&#124;", "|")
+        .replace("&lt;", "<")
+        .replace("&gt;", ">")
+    )
+    assert plain == expected

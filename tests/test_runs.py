@@ -1,0 +1,66 @@
+"""Runs: ids that sort, steps that are done once, and the night that concluded last."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import pytest
+
+from tasks.config import Outcome, Verdict
+from tasks.runs import last_concluded, once, read_outcome, run_id, write_outcome
+from tasks.storage import Store, StoreError
+
+
+def _outcome(run: str, verdict: Verdict, commit: int) -> Outcome:
+    return Outcome(run_id=run, verdict=verdict, reasons=["because"], commit=commit)
+
+
+def test_run_ids_sort_by_time_whatever_the_time_zone() -> None:
+    """03:30 in Berlin is before 02:45 in UTC on the same day."""
+    berlin = datetime(2026, 11, 23, 3, 30, tzinfo=timezone(timedelta(hours=1)))
+    utc = datetime(2026, 11, 23, 2, 45, tzinfo=UTC)
+    assert run_id(berlin, "0123abcd-ffff") == "20261123T023000Z-0123abcd"
+    assert run_id(berlin, "ffffffff") < run_id(utc, "00000000")
+
+
+def test_once_computes_once(store: Store) -> None:
+    """The second attempt reads what the first one wrote, and does not compute."""
+    calls: list[int] = []
+
+    def compute() -> dict[str, int]:
+        calls.append(1)
+        return {"version": len(calls)}
+
+    assert once(store, "runs/a/train.json", compute) == {"version": 1}
+    assert once(store, "runs/a/train.json", compute) == {"version": 1}
+    assert len(calls) == 1
+
+
+def test_once_follows_the_first_of_two_attempts(store: Store) -> None:
+    """An attempt that finds another's result when it comes to write takes that result."""
+
+    def compute() -> dict[str, int]:
+        store.put("runs/a/train.json", b'{"by":"the other"}')
+        return {"by": 1}
+
+    assert once(store, "runs/a/train.json", compute) == {"by": "the other"}
+
+
+def test_last_concluded_passes_over_failed_unfinished_and_later_runs(store: Store) -> None:
+    """Of runs 1 (held), 2 (failed), 3 (no outcome) and 4 (the one that asks), run 1 concluded last."""
+    ids = [f"2026112{day}T033000Z-0000000{day}" for day in range(5)]
+    assert last_concluded(store) is None
+    write_outcome(store, _outcome(ids[1], "held", 7))
+    write_outcome(store, _outcome(ids[2], "failed", 8))
+    store.put(f"runs/{ids[3]}/checks.json", b"{}")
+    write_outcome(store, _outcome(ids[4], "promoted", 9))
+    found = last_concluded(store, before=ids[4])
+    assert found is not None
+    assert (found.run_id, found.commit) == (ids[1], 7)
+
+
+def test_a_corrupt_outcome_is_an_error_not_a_missing_one(store: Store) -> None:
+    """Taking it for missing would train on the same rows as if they were new."""
+    store.put("runs/20261123T033000Z-00000000/outcome.json", b'{"verdict": "promoted"}')
+    with pytest.raises(StoreError, match="is not an outcome"):
+        read_outcome(store, "20261123T033000Z-00000000")
