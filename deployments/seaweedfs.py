@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +29,7 @@ class S3Server:
     access_key: str
     secret_key: str
     pid: int
+    ports: tuple[int, ...]
 
     def environment(self) -> dict[str, str]:
         """The standard AWS settings that make any S3 client talk to this server."""
@@ -52,16 +53,20 @@ def free_ports(count: int, *, grpc_offset: int = 0) -> list[int]:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             port = probe.getsockname()[1]
-        if port + grpc_offset > 65535 or port in ports:
+        taken = {used + offset for used in ports for offset in (0, grpc_offset, -grpc_offset)}
+        if port + grpc_offset > 65535 or port in taken:
             continue
-        if grpc_offset and not _is_free(port + grpc_offset):
+        if grpc_offset and not is_free(port + grpc_offset):
             continue
         ports.append(port)
     return ports
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
+    """Whether a server could listen on this loopback port now."""
     with socket.socket() as probe:
+        # connections that a former server closed linger for a minute; they do not keep a new one from listening
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError:
@@ -96,16 +101,22 @@ def credentials(folder: Path) -> tuple[str, str]:
     return pair["accessKey"], pair["secretKey"]
 
 
-def start(folder: Path, log: Path) -> tuple[S3Server, subprocess.Popen[bytes]]:
+def start(
+    folder: Path, log: Path, *, ports: Sequence[int] = (), environment: Mapping[str, str] | None = None
+) -> tuple[S3Server, subprocess.Popen[bytes]]:
     """Start a server with its state in `folder`, and return once it answers.
 
+    `ports` (S3, master, volume, filer, admin) are used where all are free, so that addresses stay the same from one
+    start to the next; otherwise free ones are found. `environment` is the process's instead of the caller's.
     Raises RuntimeError with the end of its log when it does not answer within a minute.
     """
     data = folder / "data"
     data.mkdir(parents=True, exist_ok=True, mode=0o700)
     access_key, secret_key = credentials(folder)
     # every port also opens port + 10000 for gRPC
-    s3, master, volume, filer, admin = free_ports(5, grpc_offset=10_000)
+    if len(ports) != 5 or not all(is_free(port) and is_free(port + 10_000) for port in ports):
+        ports = free_ports(5, grpc_offset=10_000)
+    s3, master, volume, filer, admin = ports
     command = [
         _weed(), "mini", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
         f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}",
@@ -119,7 +130,7 @@ def start(folder: Path, log: Path) -> tuple[S3Server, subprocess.Popen[bytes]]:
             stdout=sink,
             stderr=sink,
             cwd=folder,
-            env={**os.environ, "GOMEMLIMIT": "200MiB"},
+            env={**(os.environ if environment is None else environment), "GOMEMLIMIT": "200MiB"},
             start_new_session=True,
         )
     endpoint = f"http://127.0.0.1:{s3}"
@@ -127,7 +138,7 @@ def start(folder: Path, log: Path) -> tuple[S3Server, subprocess.Popen[bytes]]:
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError), urllib.request.urlopen(f"{endpoint}/healthz", timeout=2) as reply:
             if reply.status == 200:
-                return S3Server(endpoint, access_key, secret_key, process.pid), process
+                return S3Server(endpoint, access_key, secret_key, process.pid, tuple(ports)), process
         time.sleep(0.1)
     stop(process)
     end = log.read_text(errors="replace")[-2000:]
