@@ -70,7 +70,8 @@ def settle() -> int:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
     from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.states import Cancelled, Crashed, State
+    from prefect.client.schemas.objects import State
+    from prefect.states import Cancelled, Crashed
 
     in_progress = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}})
     overdue = FlowRunFilter.model_validate(

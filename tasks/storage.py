@@ -10,6 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -49,11 +50,12 @@ class ChangedError(StoreError):
 
 @dataclass(frozen=True)
 class Entry:
-    """One listed object: key relative to the store's prefix, ETag, and size in bytes."""
+    """One listed object: key relative to the store's prefix, ETag, size in bytes, and when it was last written."""
 
     key: str
     etag: str
     size: int
+    modified: datetime
 
 
 @dataclass(frozen=True)
@@ -163,7 +165,8 @@ class Store:
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more):
                 for found in page.get("Contents", []):
-                    yield Entry(found["Key"][len(self.prefix) :], found["ETag"], found["Size"])
+                    key = found["Key"][len(self.prefix) :]
+                    yield Entry(key, found["ETag"], found["Size"], found["LastModified"])
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
 
@@ -241,6 +244,16 @@ class Store:
                 self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot delete under {self.url}: {error}") from error
+
+    def create_bucket(self) -> None:
+        """Create the store's bucket, unless it is there already; for a server of one's own."""
+        try:
+            self._client.create_bucket(Bucket=self.bucket)
+        except ClientError as error:
+            if _status(error) != 409:
+                raise StoreError(f"cannot create the bucket {self.bucket}: {error}") from error
+        except BotoCoreError as error:
+            raise StoreError(f"cannot create the bucket {self.bucket}: {error}") from error
 
     # --- trust -------------------------------------------------------------------------------------------
 
