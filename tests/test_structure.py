@@ -1,0 +1,92 @@
+"""The structure the project promises: imports one way, one home per library, nothing read at import."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("flows", "tasks", "data_checks", "deployments")
+MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+
+HOMES = {
+    "boto3": {"tasks/storage.py"},
+    "botocore": {"tasks/storage.py", "deployments/demo.py"},  # the demo's texts are botocore's data files
+    "obstore": {"tasks/storage.py"},
+    "sentence_transformers": {"tasks/training.py", "tasks/encoding.py"},
+    "great_expectations": {"data_checks/"},
+    "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},
+}
+
+LAYERS = {
+    # a package may import those named, besides itself
+    "deployments": {"flows", "tasks", "data_checks"},
+    "flows": {"tasks", "data_checks"},
+    "tasks": {"data_checks"},
+    "data_checks": {"tasks"},
+}
+
+
+def _imports(path: Path) -> Iterator[tuple[str, int]]:
+    """Every module that a file imports, anywhere in it, with the line; imports for types alone are left out."""
+    tree = ast.parse(path.read_text())
+    for_types = {
+        id(node)
+        for branch in ast.walk(tree)
+        if isinstance(branch, ast.If) and "TYPE_CHECKING" in ast.dump(branch.test)
+        for statement in branch.body
+        for node in ast.walk(statement)
+    }
+    for node in ast.walk(tree):
+        if id(node) in for_types:
+            continue
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module, node.lineno
+            yield from ((f"{node.module}.{alias.name}", node.lineno) for alias in node.names)
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_a_library_is_imported_in_its_home_only(path: Path) -> None:
+    """One library, one home: so that it can be replaced, and its traps are dealt with once."""
+    for module, line in _imports(path):
+        homes = HOMES.get(module.split(".")[0])
+        if homes is not None:
+            name = _name(path)
+            allowed = any(name == home or (home.endswith("/") and name.startswith(home)) for home in homes)
+            assert allowed, f"{name}:{line} imports {module}, whose home is {sorted(homes)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_imports_run_one_way(path: Path) -> None:
+    """Logic knows neither flows nor deployments; only the steps bind logic and data checks together."""
+    package = _name(path).split("/")[0]
+    for module, line in _imports(path):
+        target = module.split(".")[0]
+        if target in PACKAGES and target != package:
+            assert target in LAYERS[package], f"{_name(path)}:{line} imports {module}"
+        if module.startswith(("tasks.steps", "tasks.alerts")):
+            assert package in {"flows", "deployments"} or _name(path) == "tasks/steps.py", f"{_name(path)}:{line}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_name)
+def test_nothing_is_read_from_the_environment_at_import(path: Path) -> None:
+    """A module that reads the environment when it is imported cannot be configured by the run that uses it."""
+    pending: list[ast.AST] = list(ast.parse(path.read_text()).body)
+    while pending:
+        node = pending.pop()
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue  # a body runs when it is called
+        if isinstance(node, ast.If) and "__main__" in ast.dump(node.test):
+            continue
+        if isinstance(node, ast.Attribute) and node.attr in {"environ", "getenv"}:
+            pytest.fail(f"{_name(path)}:{node.lineno} reads the environment at import")
+        pending.extend(ast.iter_child_nodes(node))
