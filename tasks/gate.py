@@ -1,0 +1,303 @@
+"""Scores to a verdict with reasons: whether a candidate may replace production. Pure, and closed unless opened.
+
+Both sides were scored on the same queries, so what is judged is the per-query difference, candidate minus production:
+paired, it varies far less than either side does. Everything here is a function of the arguments; a rule that cannot
+be evaluated (a value is missing, NaN, out of range, or says nothing) counts as not passed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from statistics import NormalDist
+from typing import Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tasks.config import Delta, Gate
+
+Floats = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+DECISIVE: Final = ("recall_at_10", "mrr")
+"""The metrics that decide: both must rise, and a fall of either is a regression."""
+
+GOLDEN: Final = "golden"
+"""The slice of queries that people chose because they must keep working; judged at any size."""
+
+POWER: Final = 0.8
+"""Share of real gains that a test of the computed size would see; the convention since Cohen (1988)."""
+
+_DECIMALS: Final = 12
+"""Gains are rounded to this many decimals: what floating point leaves of a difference of zero is no gain."""
+
+_BLOCK_CELLS: Final = 1 << 20
+"""Resampled queries held at a time."""
+
+_KINDS: Final = {"recall": "Recall", "mrr": "MRR", "ndcg": "NDCG", "map": "MAP"}
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What one model scored: `per_query[metric][i]` belongs to `queries[i]`.
+
+    `model` is the fingerprint of everything that changes its vectors, `slices` maps a slice's name to a mask of shape
+    (n_queries,); the golden queries are the slice named "golden".
+    """
+
+    model: str
+    queries: tuple[str, ...]
+    per_query: Mapping[str, Floats]
+    slices: Mapping[str, Mask] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SliceDelta:
+    """Candidate minus production on the decisive metrics over one slice's queries; not `judged`: too few of them."""
+
+    queries: int
+    values: dict[str, float]
+    judged: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """A verdict and what it rests on.
+
+    `deltas` holds every metric of both sides; `low` and `high` are one-sided bounds, each at the rule's confidence.
+    `mde` is the minimum detectable effect by metric: the gain that this many queries would show in 8 of 10 nights.
+    `needed_queries` is how many test queries would show the observed gains so often; None where there is no gain.
+    """
+
+    verdict: Literal["promoted", "held", "regressed"]
+    reasons: tuple[str, ...]
+    deltas: dict[str, Delta] = field(default_factory=dict)
+    mde: dict[str, float] = field(default_factory=dict)
+    needed_queries: int | None = None
+    slices: dict[str, SliceDelta] = field(default_factory=dict)
+
+
+def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
+    """Judge a candidate against production on the same queries; never raises for what the scores contain.
+
+    - regressed: on Recall@10 or on MRR the candidate is below production with `rule.confidence`.
+    - promoted: on both the gain exceeds `min_gain` and is above zero with that confidence; at least `min_test_queries`;
+      no other metric is below production with that confidence; no slice of `min_slice_queries` or more falls by more
+      than `max_slice_drop`; the golden slice, whatever its size, neither falls by more than that nor at all with
+      that confidence.
+    - held: anything else, also scores that cannot be compared. `reasons` says why, and what it would take.
+
+    Confidence is from a paired percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13), all metrics on
+    the same resamples. The bootstrap overrates a difference that rests on a handful of queries, and one query alone
+    convinces it fully; so a difference must also rest on enough queries that a sign test could reach the confidence.
+    """
+    problems = list(_incomparable(candidate, production))
+    if problems:
+        return Decision("held", (*problems, "Nothing was compared, so production stays."))
+
+    queries = len(candidate.queries)
+    differences = {
+        name: np.asarray(candidate.per_query[name], np.float64) - np.asarray(production.per_query[name], np.float64)
+        for name in sorted(candidate.per_query)
+    }
+    deltas = _bootstrap(differences, rule)
+    slices = _slices(candidate.slices, differences, rule)
+    mde = {name: detectable_gain(differences[name], queries, rule.confidence) for name in DECISIVE}
+    decision = Decision("held", (), deltas, mde, _needed(differences, deltas, rule), slices)
+
+    fallen = [name for name in DECISIVE if deltas[name].high < 0]
+    if fallen:
+        lines = [_sentence(name, candidate, production, deltas[name]) for name in fallen]
+        return replace(decision, verdict="regressed", reasons=(*lines, "The candidate is worse, so production stays."))
+
+    obstacles = list(_obstacles(candidate, production, deltas, slices, rule))
+    golden = candidate.slices.get(GOLDEN)
+    if golden is not None and np.any(golden):
+        of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, rule)
+        obstacles += [
+            f"The golden queries fall in {_label(name)} by {_points(-delta.value)}, which is not chance."
+            for name, delta in of_golden.items()
+            if not delta.high >= 0
+        ]
+    if obstacles:
+        return replace(decision, reasons=(*obstacles, *_advice(decision, queries)))
+    lines = [_sentence(name, candidate, production, deltas[name]) for name in DECISIVE]
+    return replace(decision, verdict="promoted", reasons=(*lines, f"Both were measured on {queries:,} test queries."))
+
+
+def detectable_gain(differences: Floats, queries: int, confidence: float) -> float:
+    """Minimum detectable effect: the true gain that `queries` test queries show, at this confidence, `POWER` of the time.
+
+    (z_confidence + z_power) * sd / sqrt(n), with the standard deviation of the paired differences: the sample-size
+    formula of a one-sided paired test (Cohen, Statistical Power Analysis, 1988; for retrieval Webber, Moffat and Zobel,
+    Statistical power in retrieval experimentation, CIKM 2008). NaN for fewer than two differences.
+    """
+    if len(differences) < 2:
+        return math.nan
+    return _z(confidence) * float(np.std(differences, ddof=1)) / math.sqrt(queries)
+
+
+def needed_queries(differences: Floats, gain: float, confidence: float) -> int | None:
+    """How many test queries show a true gain of `gain` at this confidence, `POWER` of the time; None for no gain.
+
+    The same formula as `detectable_gain`, solved for n: ((z_confidence + z_power) * sd / gain) squared.
+    """
+    if not (gain > 0 and len(differences) >= 2):
+        return None
+    return max(1, math.ceil((_z(confidence) * float(np.std(differences, ddof=1)) / gain) ** 2))
+
+
+def _z(confidence: float) -> float:
+    """Standard normal quantiles of the confidence and of the power, added."""
+    normal = NormalDist()
+    return normal.inv_cdf(confidence) + normal.inv_cdf(POWER)
+
+
+def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
+    """Why the two sides cannot be compared at all, in words."""
+    if not (candidate.model and production.model):
+        yield "A model has no fingerprint, so it is unknown what was scored."
+    elif candidate.model == production.model:
+        yield f"Candidate and production are the same model ({candidate.model[:12]})."
+    queries = len(candidate.queries)
+    if not queries:
+        yield "There are no test queries."
+    if candidate.queries != production.queries:
+        yield (
+            f"The two were scored on different queries: {queries:,} for the candidate and "
+            f"{len(production.queries):,} for production, which must be the same in the same order."
+        )
+    if len(set(candidate.queries)) != queries:
+        yield f"{queries - len(set(candidate.queries)):,} test queries occur twice and would count twice."
+    names = {*DECISIVE, *candidate.per_query, *production.per_query}
+    for side, scores in (("candidate", candidate), ("production", production)):
+        for name in sorted(names - set(scores.per_query)):
+            yield f"The {side} has no {_label(name)}."
+        for name in sorted(scores.per_query):
+            yield from _unusable(f"The {side}'s {_label(name)}", scores.per_query[name], queries)
+    if candidate.slices.keys() != production.slices.keys():
+        yield "The two sides have different slices."
+    for name in sorted(candidate.slices.keys() & production.slices.keys()):
+        masks = [np.asarray(side.slices[name]) for side in (candidate, production)]
+        if not (masks[0].dtype == np.bool_ and masks[0].shape == (queries,) and np.array_equal(*masks)):
+            yield f"Slice {name!r} is not the same choice of the {queries:,} test queries on both sides."
+
+
+def _unusable(what: str, values: Floats, queries: int) -> Iterator[str]:
+    """What is wrong with one metric's per-query values, in words."""
+    values = np.asarray(values)
+    if values.shape != (queries,) or not np.issubdtype(values.dtype, np.number):
+        yield f"{what} has {values.dtype} values of shape {values.shape}, not a number for each of {queries:,} queries."
+        return
+    bad = np.flatnonzero(~((values >= 0) & (values <= 1)))
+    if len(bad):
+        yield f"{what} is NaN or outside 0 to 1 for {len(bad):,} of {queries:,} queries, first for query {bad[0]}."
+
+
+def _bootstrap(differences: Mapping[str, Floats], rule: Gate) -> dict[str, Delta]:
+    """Mean difference of each metric with its one-sided bounds; every metric sees the same resampled queries.
+
+    A bound is moved to zero where a sign test on the differing queries could not reach the confidence even if all of
+    them agreed: with k of them, chance alone makes them agree with probability 0.5^k.
+    """
+    table = np.stack(list(differences.values()), axis=1)  # (queries, metrics)
+    queries = len(table)
+    means = np.empty((rule.resamples, table.shape[1]))
+    generator = np.random.default_rng(rule.seed)
+    rows = max(1, _BLOCK_CELLS // queries)
+    for start in range(0, rule.resamples, rows):
+        block = means[start : start + rows]  # (r, metrics), filled in place
+        drawn = generator.integers(0, queries, size=(len(block), queries))
+        drawn += np.arange(len(block))[:, None] * queries
+        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # how often each query was drawn
+        block[:] = times.astype(np.float64) @ table / queries
+    means = np.round(means, _DECIMALS)
+    value = np.round(table.mean(axis=0), _DECIMALS)
+    low = np.quantile(means, 1 - rule.confidence, axis=0, method="lower")
+    high = np.quantile(means, rule.confidence, axis=0, method="higher")
+    telling = 0.5 ** np.count_nonzero(table, axis=0) <= 1 - rule.confidence
+    low, high = np.where(telling, low, np.minimum(low, 0)), np.where(telling, high, np.maximum(high, 0))
+    return {
+        name: Delta(value=float(value[i]), low=float(low[i]), high=float(high[i]), confidence=rule.confidence)
+        for i, name in enumerate(differences)
+    }
+
+
+def _slices(masks: Mapping[str, Mask], differences: Mapping[str, Floats], rule: Gate) -> dict[str, SliceDelta]:
+    """The decisive metrics' mean difference over each slice that has a query."""
+    sizes = {name: int(np.sum(mask)) for name, mask in sorted(masks.items())}
+    return {
+        name: SliceDelta(
+            queries=size,
+            values={m: float(np.round(differences[m][masks[name]].mean(), _DECIMALS)) for m in DECISIVE},
+            judged=name == GOLDEN or size >= rule.min_slice_queries,
+        )
+        for name, size in sizes.items()
+        if size
+    }
+
+
+def _obstacles(
+    candidate: Scores, production: Scores, deltas: Mapping[str, Delta], slices: Mapping[str, SliceDelta], rule: Gate
+) -> Iterator[str]:
+    """What stands between a comparable candidate and production, in words. Written so that NaN is an obstacle."""
+    queries = len(candidate.queries)
+    if not queries >= rule.min_test_queries:
+        yield f"{queries:,} test queries are too few to decide; the rule asks for {rule.min_test_queries:,}."
+    for name in DECISIVE:
+        delta = deltas[name]
+        sentence = _sentence(name, candidate, production, delta)
+        if not delta.value > rule.min_gain:
+            yield f"{sentence} A promotion needs a gain of more than {_points(rule.min_gain)}."
+        elif not delta.low > 0:
+            yield f"{sentence} That may be chance."
+    for name, delta in deltas.items():
+        if name not in DECISIVE and not delta.high >= 0:
+            yield f"{_sentence(name, candidate, production, delta)} No metric may get worse."
+    for name, part in slices.items():
+        for metric, value in part.values.items():
+            if part.judged and not value >= -rule.max_slice_drop:
+                yield (
+                    f"Slice {name!r} ({part.queries:,} queries) falls in {_label(metric)} by {_points(-value)}; "
+                    f"the rule allows {_points(rule.max_slice_drop)}."
+                )
+
+
+def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], rule: Gate) -> int | None:
+    """Test queries that would show the observed gains of both decisive metrics; None where one has not gained."""
+    needed = [needed_queries(differences[name], deltas[name].value, rule.confidence) for name in DECISIVE]
+    counts = [count for count in needed if count is not None]
+    return max(counts) if len(counts) == len(needed) else None
+
+
+def _advice(decision: Decision, queries: int) -> Iterator[str]:
+    """What this many test queries can show, and how many the observed gain needs."""
+    if all(math.isfinite(gain) for gain in decision.mde.values()):
+        gains = " and ".join(f"{_points(gain)} in {_label(name)}" for name, gain in decision.mde.items())
+        yield f"{queries:,} test queries show a true gain of {gains} on 8 of 10 nights; smaller ones need more queries."
+    if decision.needed_queries is not None and decision.needed_queries > queries:
+        yield f"If the observed gains are real, about {decision.needed_queries:,} test queries would show it."
+
+
+def _sentence(name: str, candidate: Scores, production: Scores, delta: Delta) -> str:
+    """One metric's change with its bounds, for someone who reads it at four in the morning."""
+    means = f"{np.mean(production.per_query[name]):.4f} to {np.mean(candidate.per_query[name]):.4f}"
+    if delta.value < 0:
+        change, bound = f"fell by {_points(-delta.value)}", f"at most {100 * delta.high:+.2f} points"
+    else:
+        change, bound = f"rose by {_points(delta.value)}", f"at least {100 * delta.low:+.2f} points"
+    confidence = f"{100 * delta.confidence:.4g}% confidence"
+    return f"{_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
+
+
+def _points(value: float) -> str:
+    """A share as percentage points."""
+    return f"{100 * value:.2f} points"
+
+
+def _label(name: str) -> str:
+    """A metric's name as people write it: recall_at_10 is Recall@10."""
+    kind, _, cutoff = name.partition("_at_")
+    return _KINDS.get(kind, kind) + (f"@{cutoff}" if cutoff else "")

@@ -1,0 +1,315 @@
+"""Vectors to exact ranks, and ranks to per-query metrics. Needs numpy and torch, nothing else.
+
+A rank is exact: it counts every document, not the best k, and it does not depend on block sizes, threads, hardware
+or the order in which a product is summed. The bulk is one float32 product; the few scores that lie too near the
+relevant document's for float32 to tell are computed again in float64. So documents with the same vector always tie,
+and a tie is always lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.floating]
+Ranks = NDArray[np.int64]
+
+KS: Final = (1, 5, 10, 100)
+"""Cutoffs at which recall is reported."""
+
+TIE: Final = 1e-12
+"""Cosines that differ by less are equal: above what summing 4,096 products in float64 can lose (4.5e-13)."""
+
+_QUERY_BLOCK: Final = 256
+_DOCUMENT_BLOCK: Final = 1024
+"""A block of scores (1 MB) is compared while it is still in the cache; measured, larger and smaller are slower."""
+
+_CELLS: Final = 8_192
+"""Scores computed again one by one at a time, which bounds their memory; more in one block: a float64 product."""
+
+
+def truncate(vectors: Floats, dim: int) -> NDArray[np.float32]:
+    """Cut vectors of shape (n, d) to their first `dim` components and scale them to unit length again.
+
+    So one encoding by a Matryoshka model serves all its dimensions (Kusupati et al. 2022, Matryoshka Representation
+    Learning). A vector that is zero stays zero. Raises ValueError unless 1 <= dim <= d.
+    """
+    vectors = np.asarray(vectors)
+    if vectors.ndim != 2 or not 1 <= dim <= vectors.shape[1]:
+        raise ValueError(f"cannot cut vectors of shape {vectors.shape} to {dim} dimensions")
+    cut = vectors[:, :dim]
+    return (cut / _nonzero(_norms(cut, "vectors"))[:, None]).astype(np.float32)
+
+
+def relevant_ranks(
+    queries: Floats,
+    documents: Floats,
+    relevant: Sequence[Collection[int] | NDArray[np.integer]],
+    *,
+    query_block: int = _QUERY_BLOCK,
+    document_block: int = _DOCUMENT_BLOCK,
+) -> list[Ranks]:
+    """The exact rank of each relevant document of each query, by cosine.
+
+    `queries` has shape (n_queries, d), `documents` (n_documents, d) and may be memory-mapped: it is read in blocks of
+    rows, twice. `relevant[i]` holds the indices of the documents that are relevant to query i, as a set. Returns, for
+    each query, its ranks in ascending order, one per relevant document; an empty array where nothing is relevant.
+
+    rank = 1 + the documents that are not relevant and score higher or equal + the relevant ones placed before it.
+    So a tie is lost, and a model whose vectors have all collapsed into one gets the worst ranks there are. A vector
+    of zeros scores 0 with everything. Beside its arguments it needs the queries once more and two blocks of scores.
+
+    Raises ValueError for shapes that do not fit, an empty side, indices outside the documents, and vectors with NaN or
+    infinite components (naming the side, how many rows, and the first).
+    """
+    import torch
+
+    queries, documents = np.asarray(queries), np.asarray(documents)
+    _check_shapes(queries, documents, relevant)
+    wanted = [_indices(query, of_query, len(documents)) for query, of_query in enumerate(relevant)]
+    query_norms, document_norms = _norms(queries, "queries"), _norms(documents, "documents")
+
+    sizes = np.array([len(of_query) for of_query in wanted])
+    order = np.argsort(-sizes, kind="stable")  # most relevant documents first: the k-th ones of a block are its head
+    order = order[sizes[order] > 0]
+    if len(order) == 0:
+        return [np.empty(0, dtype=np.int64) for _ in wanted]
+
+    left = _unit(queries[order], query_norms[order])  # (q, d) float32
+    blocks = [
+        _QueryBlock(
+            order[start : start + query_block],
+            left[start : start + query_block],
+            _Cosine(queries, documents, query_norms, document_norms),
+            wanted,
+        )
+        for start in range(0, len(order), query_block)
+    ]
+    scores = torch.empty(query_block, document_block)
+    flags = torch.empty_like(scores)
+    for start in range(0, len(documents), document_block):
+        rows = slice(start, min(start + document_block, len(documents)))
+        right = _unit(documents[rows], document_norms[rows])  # (b, d) float32
+        for block in blocks:
+            block.count(right, start, scores, flags)
+
+    ranks = [np.empty(0, dtype=np.int64) for _ in wanted]
+    for block in blocks:
+        for query, found in zip(block.queries, block.ranks(), strict=True):
+            ranks[query] = found
+    return ranks
+
+
+def metrics(ranks: Sequence[NDArray[np.integer]], ks: Sequence[int] = KS) -> dict[str, NDArray[np.float64]]:
+    """Per-query metrics from the ranks of each query's relevant documents (`relevant_ranks`), each from 0 to 1.
+
+    Queries without a relevant document are left out, as trec_eval does: no ranking of theirs is better than another.
+    Each array has one value per remaining query, in order; `len(ranks)` minus its length were left out.
+
+    - `recall_at_k`: the share of the relevant documents that are ranked within k (TREC's recall; not "any hit", which
+      is Success@k). Manning, Raghavan, Schütze, Introduction to Information Retrieval, 8.3.
+    - `mrr`: 1 / rank of the first relevant document, without a cutoff; its mean is the mean reciprocal rank.
+      Voorhees, The TREC-8 Question Answering Track Report, 1999.
+    - `ndcg_at_10`: gain 1 for each relevant document, discounted by log2(rank + 1), over the ideal order's.
+      Järvelin and Kekäläinen, Cumulated gain-based evaluation of IR techniques, TOIS 20(4), 2002, with trec_eval's
+      discount (`ndcg_cut_10`).
+    - `map`: precision at the rank of each relevant document, averaged over all of them, without a cutoff.
+      Buckley and Voorhees, Retrieval System Evaluation, in TREC, 2005 (trec_eval's `map`).
+
+    Raises ValueError for ranks that are not ascending whole numbers from 1, and for a k below 1.
+    """
+    if any(k < 1 for k in ks):
+        raise ValueError(f"cutoffs must be at least 1, got {list(ks)}")
+    judged = [np.asarray(of_query) for of_query in ranks if len(of_query)]
+    for position, of_query in enumerate(judged):
+        if not (np.issubdtype(of_query.dtype, np.integer) and of_query[0] >= 1 and np.all(np.diff(of_query) > 0)):
+            raise ValueError(f"ranks of judged query {position} are not ascending whole numbers from 1: {of_query}")
+    total = np.array([len(of_query) for of_query in judged], dtype=np.int64)  # relevant documents of each query
+    rank = np.concatenate([*judged, np.empty(0, dtype=np.int64)]).astype(np.float64)
+    owner = np.repeat(np.arange(len(judged)), total)
+    first = np.cumsum(total) - total  # position of each query's first rank
+    place = np.arange(len(rank)) - first[owner] + 1.0  # 1 for the first relevant document found, 2 for the second ...
+
+    def per_query(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.bincount(owner, weights=values, minlength=len(judged)).astype(np.float64)
+
+    def gain(at: NDArray[np.float64]) -> NDArray[np.float64]:
+        return per_query(np.where(at <= 10, 1 / np.log2(at + 1), 0.0))
+
+    return {
+        **{f"recall_at_{k}": per_query((rank <= k).astype(np.float64)) / total for k in ks},
+        "mrr": 1 / rank[first],
+        "ndcg_at_10": np.minimum(gain(rank) / gain(place), 1.0),
+        "map": np.minimum(per_query(place / rank) / total, 1.0),  # rounding may not leave 0 to 1
+    }
+
+
+def summary(per_query: Mapping[str, Floats]) -> dict[str, float]:
+    """The mean of each metric over its queries.
+
+    Raises ValueError where there is nothing to average (no metric, or no query) or a value is not a number.
+    """
+    if not per_query:
+        raise ValueError("no metric to average")
+    for name, values in per_query.items():
+        if len(values) == 0:
+            raise ValueError(f"{name} has no query to average over")
+        if not np.all(np.isfinite(values)):
+            raise ValueError(f"{name} is not a number for {np.sum(~np.isfinite(values))} of {len(values)} queries")
+    return {name: float(np.mean(values)) for name, values in per_query.items()}
+
+
+class _Cosine:
+    """Cosines in float64, from the vectors as they were given; the second opinion where float32 cannot tell."""
+
+    def __init__(self, queries: Floats, documents: Floats, query_norms: Floats, document_norms: Floats) -> None:
+        self._queries, self._documents = queries, documents
+        self._query_norms, self._document_norms = _nonzero(query_norms), _nonzero(document_norms)
+
+    def pairs(self, queries: NDArray[np.int64], documents: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Cosine of each query with the document beside it, both of shape (n,)."""
+        cosines = np.empty(len(queries))
+        for start in range(0, len(queries), _CELLS):
+            q, d = queries[start : start + _CELLS], documents[start : start + _CELLS]
+            products = self._queries[q].astype(np.float64) * self._documents[d]
+            cosines[start : start + _CELLS] = products.sum(axis=1) / (self._query_norms[q] * self._document_norms[d])
+        return cosines
+
+    def block(self, queries: NDArray[np.int64], documents: slice) -> NDArray[np.float64]:
+        """Cosines of shape (queries, documents)."""
+        left = self._queries[queries].astype(np.float64) / self._query_norms[queries, None]
+        right = self._documents[documents].astype(np.float64) / self._document_norms[documents, None]
+        return np.asarray(left @ right.T)
+
+
+class _QueryBlock:
+    """Some queries, the scores of their relevant documents, and how many documents reach each of these scores.
+
+    The queries come with the most relevant documents first. So their k-th best relevant documents belong to the
+    first queries of the block, and one comparison of the block's head with one column counts them all.
+    """
+
+    def __init__(
+        self, queries: NDArray[np.int64], left: torch.Tensor, cosine: _Cosine, wanted: Sequence[NDArray[np.int64]]
+    ) -> None:
+        import torch
+
+        self.queries = queries
+        self._left = left
+        self._cosine = cosine
+        sizes = np.array([len(wanted[query]) for query in queries])
+        self._heads = [int(np.sum(sizes > k)) for k in range(sizes[0])]  # queries that have a k-th relevant document
+        scores = np.full((sizes[0], len(queries)), -np.inf)
+        found = cosine.pairs(np.repeat(queries, sizes), np.concatenate([wanted[query] for query in queries]))
+        for row, of_query in enumerate(np.split(found, np.cumsum(sizes)[:-1])):
+            scores[: len(of_query), row] = np.sort(of_query)[::-1]
+        self._scores = scores  # (most relevant documents, queries), best first
+        self._counts = np.zeros(scores.shape, dtype=np.int64)
+        # no order of summing d products of unit vectors in float32 errs by more (Higham 2002, section 3.1),
+        # normalising and rounding the bounds included
+        margin = (left.shape[1] + 8) * 2.0**-24
+        self._low = torch.from_numpy((scores - margin).astype(np.float32))[:, :, None]
+        self._high = torch.from_numpy((scores + margin).astype(np.float32))[:, :, None]
+
+    def count(self, right: torch.Tensor, start: int, scores: torch.Tensor, flags: torch.Tensor) -> None:
+        """Count the documents of a block (its first is document `start`) that score higher or equal.
+
+        `scores` and `flags` are room to work in, of at least (queries, documents).
+        """
+        import torch
+
+        rows, columns = len(self._left), len(right)
+        scores, flags = _corner(scores, rows, columns), _corner(flags, rows, columns)
+        torch.mm(self._left, right.T, out=scores)  # (queries, documents)
+        for k, head in enumerate(self._heads):
+            # comparing into floats and summing these is several times faster than summing booleans, and exact to 2^24
+            above = torch.ge(scores[:head], self._high[k, :head], out=flags[:head]).sum(dim=1)
+            reach = torch.ge(scores[:head], self._low[k, :head], out=flags[:head]).sum(dim=1)
+            self._counts[k, :head] += above.numpy().astype(np.int64)
+            unsure = torch.nonzero(reach != above)[:, 0]
+            if len(unsure):
+                near = (scores[unsure] >= self._low[k, unsure]) & (scores[unsure] < self._high[k, unsure])
+                self._settle(k, unsure.numpy(), near, start)
+
+    def _settle(self, k: int, rows: NDArray[np.int64], near: torch.Tensor, start: int) -> None:
+        """Decide in float64 the documents that float32 cannot tell from the k-th relevant one; `near` is (rows, b)."""
+        bound = self._scores[k, rows] - TIE
+        if int(near.sum()) <= _CELLS:
+            row, column = (index.numpy() for index in near.nonzero(as_tuple=True))
+            reached = self._cosine.pairs(self.queries[rows[row]], start + column) >= bound[row]
+            self._counts[k] += np.bincount(rows[row[reached]], minlength=len(self.queries))
+        else:  # the model has collapsed, or nearly: then nearly every score is in doubt
+            cosines = self._cosine.block(self.queries[rows], slice(start, start + near.shape[1]))
+            self._counts[k, rows] += np.sum((cosines >= bound[:, None]) & near.numpy(), axis=1)
+
+    def ranks(self) -> list[Ranks]:
+        """The ranks of each query's relevant documents, ascending."""
+        found: list[Ranks] = []
+        for row in range(len(self.queries)):
+            scores = self._scores[:, row][self._scores[:, row] > -np.inf]
+            relevant = np.searchsorted(-scores, TIE - scores, side="right")  # of those counted, not against it
+            found.append(1 + self._counts[: len(scores), row] - relevant + np.arange(len(scores)))
+        return found
+
+
+def _corner(room: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+    """A contiguous (rows, columns) part of a larger tensor's memory."""
+    return room.view(-1)[: rows * columns].view(rows, columns)
+
+
+def _norms(vectors: Floats, side: str) -> NDArray[np.float64]:
+    """Euclidean length of each row, read in blocks. Raises ValueError if a component is NaN or infinite."""
+    norms = np.empty(len(vectors))
+    for start in range(0, len(vectors), _DOCUMENT_BLOCK):
+        block = np.asarray(vectors[start : start + _DOCUMENT_BLOCK])
+        norms[start : start + len(block)] = np.sqrt(np.einsum("ij,ij->i", block, block, dtype=np.float64))
+    bad = np.flatnonzero(~(norms < np.finfo(np.float32).max))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of {len(vectors)} {side} have NaN or infinite components, first in row {bad[0]}")
+    return norms
+
+
+def _nonzero(norms: Floats) -> Floats:
+    """Norms to divide by: a vector of zeros stays zero."""
+    return np.where(norms > np.finfo(np.float32).tiny, norms, 1.0)
+
+
+def _unit(vectors: Floats, norms: Floats) -> torch.Tensor:
+    """Rows scaled to unit length, as float32."""
+    import torch
+
+    if vectors.dtype == np.float16:
+        vectors = vectors.astype(np.float32)
+    unit = vectors / _nonzero(norms)[:, None].astype(vectors.dtype)
+    return torch.from_numpy(unit.astype(np.float32, copy=False))
+
+
+def _check_shapes(queries: Floats, documents: Floats, relevant: Sequence[object]) -> None:
+    """Raise ValueError unless both sides are non-empty matrices of one dimension with labels for each query."""
+    for side, vectors in (("queries", queries), ("documents", documents)):
+        if vectors.ndim != 2 or not np.issubdtype(vectors.dtype, np.floating):
+            raise ValueError(f"{side} must be floats of shape (n, d), got {vectors.dtype} of shape {vectors.shape}")
+        if 0 in vectors.shape:
+            raise ValueError(f"{side} are empty: shape {vectors.shape}")
+    if queries.shape[1] != documents.shape[1]:
+        raise ValueError(f"queries have {queries.shape[1]} dimensions, documents {documents.shape[1]}")
+    if len(relevant) != len(queries):
+        raise ValueError(f"number of queries ({len(queries)}) and of their relevant documents ({len(relevant)}) differ")
+
+
+def _indices(query: int, relevant: Collection[int] | NDArray[np.integer], documents: int) -> NDArray[np.int64]:
+    """Distinct indices of a query's relevant documents. Raises ValueError for one that is no document's."""
+    found = np.unique(np.asarray(list(relevant)))
+    if len(found) == 0:
+        return np.empty(0, dtype=np.int64)
+    if not (np.issubdtype(found.dtype, np.integer) and found[0] >= 0 and found[-1] < documents):
+        raise ValueError(
+            f"query {query} has relevant documents {found[0]} to {found[-1]}; there are 0 to {documents - 1}"
+        )
+    return found.astype(np.int64)
