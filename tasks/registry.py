@@ -63,6 +63,8 @@ __all__ = [
 POINTER: Final = "production.json"
 LEDGER: Final = "promotions/"
 
+Action = Literal["promotion", "rollback"]
+
 
 class ProductionChangedError(RegistryError):
     """Production is no longer the one that was scored; nothing was written."""
@@ -91,7 +93,7 @@ class Change(BaseModel):
     version: VersionName
     promotion: int = Field(ge=1, description="Number of the change, from 1, without gaps.")
     previous: VersionName | None = Field(description="The version that served before.")
-    action: Literal["promotion", "rollback"]
+    action: Action
     run_id: str = Field(min_length=1)
     at: AwareDatetime
     who: str = Field(min_length=1)
@@ -238,25 +240,21 @@ def promote(
     or the store does not honour conditional writes, VersionError when the version is not whole, and LedgerError.
     """
     current = settle(store)
-    done = _done(store, current, expected_etag, version, run_id)
-    if done is not None:
-        return done
+    if (current.etag if current else None) != expected_etag:
+        made = _made(store, version, "promotion", run_id)
+        if made is None:
+            serves = f"version {current.version}, put there by run {current.run_id}" if current else "nothing"
+            raise ProductionChangedError(f"production changed since it was scored: now {serves} serves")
+        return made
     if current is not None and current.version == version:
         raise RefusedError(f"version {version} serves already")
     return _move(store, current, version, "promotion", run_id, who, reason, scores)
 
 
-def _done(
-    store: Store, current: Production | None, expected_etag: str | None, version: str, run_id: str
-) -> Change | None:
-    """The change that this run already made; raises ProductionChangedError when another's is in the way."""
-    if (current.etag if current else None) == expected_etag:
-        return None
-    for change in reversed(history(store)):
-        if change.run_id == run_id and change.version == version:
-            return change
-    serves = f"version {current.version} by run {current.run_id}" if current else "nothing"
-    raise ProductionChangedError(f"production changed since it was scored: now {serves} serves")
+def _made(store: Store, version: str, action: Action, run_id: str) -> Change | None:
+    """The change that this run made already, if it did."""
+    of_run = [c for c in history(store) if (c.run_id, c.action, c.version) == (run_id, action, version)]
+    return of_run[-1] if of_run else None
 
 
 def rollback(
@@ -307,7 +305,7 @@ def _move(
     store: Store,
     current: Production | None,
     version: str,
-    action: Literal["promotion", "rollback"],
+    action: Action,
     run_id: str,
     who: str,
     reason: str,
@@ -337,14 +335,14 @@ def _move(
         raise RefusedError(f"the {action} cannot be recorded: {error}") from error
     body = change.body()
     written = store.put_if_absent(POINTER, body) if current is None else store.put_if_match(POINTER, body, current.etag)
-    ledger = _key(change.promotion)
     if written is None:
-        # our write may have succeeded, its reply been lost, and another change have followed: then that one
-        # made sure that ours is in the ledger
-        stored = store.find(ledger)
-        if stored is not None and stored.body == body:
-            return change
-        raise ProductionChangedError(f"production changed while version {version} was being promoted")
+        # perhaps our own write: its reply was lost and another change followed, or a twin of this run was faster
+        settle(store)
+        made = _made(store, version, action, run_id)
+        if made is None:
+            raise ProductionChangedError(f"production changed before version {version} could take its place")
+        return made
+    ledger = _key(change.promotion)
     if store.put_if_absent(ledger, body) is None:
         raise LedgerError(f"{store.uri(ledger)} exists already and is not what {store.uri(POINTER)} says")
     return change

@@ -52,7 +52,7 @@ class Description(_Record):
     dimension: int = Field(ge=1)
     normalisation: Literal["l2", "none"]
     prompts: dict[str, str] = Field(default_factory=dict)
-    max_length: int = Field(ge=1, description="Tokens of a text beyond which the rest is cut.")
+    max_length: int | None = Field(ge=1, description="Tokens beyond which a text is cut; null: never.")
     matryoshka_dims: tuple[int, ...] = ()
 
     @field_validator("matryoshka_dims")
@@ -149,8 +149,7 @@ def publish(store: Store, folder: Path, description: Description) -> str:
     """
     manifest = describe_folder(folder, description)
     version = manifest.version
-    if store.find(f"models/{version}/{RETIRED}") is not None:
-        raise VersionError(f"{store.uri(f'models/{version}')} is being deleted: finish that (retire), then publish")
+    _check_not_retired(store, version)
     for path in manifest.files:
         store.upload_if_absent(f"models/{version}/{path}", folder / path)
     key = f"models/{version}/{MANIFEST}"
@@ -221,8 +220,6 @@ def verify(store: Store, version: str) -> Manifest:
     """
     manifest = read_manifest(store, version)
     stored = {entry.key.removeprefix(f"models/{version}/"): entry for entry in store.entries(f"models/{version}/")}
-    if RETIRED in stored:
-        raise VersionError(f"version {version} is being deleted")
     for path, file in manifest.files.items():
         if path not in stored:
             raise VersionError(f"version {version} is not whole: {path} is missing")
@@ -237,14 +234,22 @@ def hold(store: Store, version: str) -> Manifest:
     """Verify a version that is about to be used, and keep it from being retired for a day.
 
     The manifest is written once more, under its own ETag and with its own bytes, which makes it young; only then
-    the version is verified. `retire` goes the other way about: it marks, then looks at the age. So one of
-    the two always sees the other.
+    the version is verified. `tasks.retention` goes the other way about: it marks, then looks at the age. So one
+    of the two always sees the other.
     """
     blob = _find_manifest(store, version)
     _parse(store, version, blob)
     if store.put_if_match(f"models/{version}/{MANIFEST}", blob.body, blob.etag) is None:
         raise VersionError(f"version {version} changed while it was being verified")
+    _check_not_retired(store, version)
     return verify(store, version)
+
+
+def _check_not_retired(store: Store, version: str) -> None:
+    if store.find(f"models/{version}/{RETIRED}") is not None:
+        raise VersionError(
+            f"version {version} is being deleted from {store.url}: let that end (retire), then try again"
+        )
 
 
 # --- pulling -------------------------------------------------------------------------------------------------
