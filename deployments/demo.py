@@ -1,7 +1,7 @@
 """Real labelled data that every installation has: search in the documentation of AWS's own API.
 
 botocore carries, for each service, worked examples (title and description, written by people) and the documentation of
-every operation. What an example is about is the operation that it calls: so the example's text is a query, and the plain
+every operation. What an example is about is the operation that it calls: so the example is a query, and the plain
 text of that operation's documentation is the document to find. The documentation of operations without an example is
 what a search has to tell it from. Nothing is generated, and the same botocore gives the same bytes.
 """

@@ -1,0 +1,131 @@
+"""What could keep a night from running, looked at one by one, and said in words with what to do about it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tasks.config import BUNDLED_MODEL
+from tasks.storage import Store, StoreError
+
+_BELOW: Final = {
+    "fastapi": ((0, 151), "Prefect's server does not start with later ones"),
+    "sqlalchemy": ((2, 1), "with later ones Prefect's server never creates a scheduled run, and says nothing"),
+}
+_EXACTLY: Final = {
+    "prefect": "3.8.8",
+    "sentence-transformers": "6.2.0",
+    "torch": "2.13.0",
+}
+_FREE_BYTES: Final = 5 << 30
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at: its name, whether it is as it must be, and what was seen or what to do."""
+
+    name: str
+    sound: bool
+    text: str
+
+
+def examine(store: str | None, base_model: str = BUNDLED_MODEL) -> Iterator[Finding]:
+    """Look at everything that a night needs; one finding after the other, none raises."""
+    yield from versions(importlib.metadata.version)
+    if store is None:
+        yield Finding("store", False, "not named: set RATCHET_STORE=s3://bucket/prefix, or start the local stack")
+    else:
+        yield from examine_store(store)
+    yield examine_prefect()
+    yield examine_model(base_model)
+    yield _device()
+    yield _disk()
+
+
+def versions(installed: Callable[[str], str]) -> Iterator[Finding]:
+    """Packages of which other versions are known to break without saying so; `installed` gives a package's."""
+    for name, wanted in _EXACTLY.items():
+        found = installed(name).split("+")[0]  # +cpu, +cu130: the build, not the version
+        sound = found == wanted
+        yield Finding(name, sound, found if sound else f"{found} is installed, {wanted} is what was tested")
+    for name, (bound, why) in _BELOW.items():
+        found = installed(name)
+        sound = tuple(int(part) for part in found.split(".")[:2]) < bound
+        limit = ".".join(map(str, bound))
+        yield Finding(name, sound, found if sound else f"{found} is installed: needs a version below {limit}; {why}")
+
+
+def examine_store(url: str) -> Iterator[Finding]:
+    """Whether the store can be listed and written, and keeps its promise on conditional writes."""
+    try:
+        store = Store.open(url)
+        next(store.entries("pairs/"), None)
+        yield Finding("store, reading", True, store.url)
+        problems = store.probe()
+    except StoreError as error:
+        yield Finding("store", False, f"{error}. Check the address, AWS_ENDPOINT_URL and the credentials")
+        return
+    yield Finding("store, writing", True, "an object was written, read and deleted again")
+    yield Finding(
+        "store, conditional writes",
+        not problems,
+        "If-None-Match and If-Match are honoured"
+        if not problems
+        else f"{'; '.join(problems)}. Nothing can be promoted safely there: use another S3 server or proxy",
+    )
+
+
+def examine_prefect() -> Finding:
+    """Whether the Prefect API answers with the credentials of this environment."""
+    import httpx
+    from prefect.client.orchestration import get_client
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    url = os.environ.get("PREFECT_API_URL")
+    if url is None:
+        return Finding("Prefect API", False, "not named: set PREFECT_API_URL, or start the local stack")
+    try:
+        with get_client(sync_client=True) as client:
+            pools = {pool.name for pool in client.read_work_pools()}
+    except PrefectHTTPStatusError as error:
+        return Finding("Prefect API", False, f"{url}: {error.response.status_code}; check PREFECT_API_AUTH_STRING")
+    except (httpx.HTTPError, RuntimeError) as error:
+        return Finding("Prefect API", False, f"{url} does not answer: {error}")
+    missing = {"cpu", "gpu"} - pools
+    if missing:
+        return Finding("Prefect API", False, f"{url} has no work pool {', '.join(sorted(missing))}: `ratchet deploy`")
+    return Finding("Prefect API", True, f"{url}, work pools cpu and gpu")
+
+
+def examine_model(name: str) -> Finding:
+    """Whether the base model is where its name says, and safe to load."""
+    from tasks.encoding import ModelError, resolve_model
+
+    try:
+        return Finding("base model", True, f"{name} in {resolve_model(name)}")
+    except ModelError as error:
+        return Finding("base model", False, str(error))
+
+
+def _device() -> Finding:
+    import torch
+
+    from tasks.hardware import bf16_pays, device
+
+    where = device()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return Finding("device", True, f"{where.type} ({name}); bf16 {'pays' if bf16_pays(where) else 'does not pay'} here")
+
+
+def _disk() -> Finding:
+    folder = Path(os.environ.get("RATCHET_WORK") or tempfile.gettempdir())
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    return Finding("disk", free >= _FREE_BYTES, f"{free / 2**30:.1f} GiB free in {folder}, 5 are comfortable")

@@ -1,0 +1,106 @@
+"""How outcomes and the ledger look in a terminal."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from rich.console import Console, Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tasks.parsing import Rejected
+
+    from tasks.config import Outcome
+    from tasks.registry import Change
+
+_COLOURS: Final = {
+    "promoted": "green",
+    "held": "yellow",
+    "skipped": "cyan",
+    "regressed": "red",
+    "blocked": "red",
+    "failed": "red",
+}
+_METRICS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
+
+
+def outcome(found: Outcome) -> RenderableType:
+    """The verdict with its reasons, the scores of both sides with the differences, and the seconds of each step."""
+    parts: list[RenderableType] = []
+    if found.candidate and found.candidate.scores:
+        parts.append(scores(found))
+    if found.seconds:
+        parts.append("Seconds    " + ", ".join(f"{name} {taken:.1f}" for name, taken in found.seconds.items()))
+    parts.append(f"Verdict    [bold {_COLOURS[found.verdict]}]{found.verdict}[/]  (run {escape(found.run_id)})")
+    parts += [f"           {escape(reason)}" for reason in found.reasons]
+    return Group(*parts)
+
+
+def scores(found: Outcome) -> Table:
+    """Metric by metric: what served, the candidate, and the difference with its interval."""
+    served = (found.production.version if found.production else None) or "base model"
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("metric", served, "candidate", "difference", "interval"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    before = found.production.scores if found.production else {}
+    after = found.candidate.scores if found.candidate else {}
+    for name, label in _METRICS.items():
+        if name in before and name in after:
+            delta = found.deltas.get(name)
+            interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
+            table.add_row(
+                label, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}", interval
+            )
+    return table
+
+
+def ledger(changes: Iterable[Change]) -> Table:
+    """Every change of production, the latest first."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("", "version", "when (UTC)", "what", "by", "Recall@10", "MRR", "reason"):
+        table.add_column(heading)
+    for change in sorted(changes, key=lambda change: -change.promotion):
+        figures = (f"{change.scores[name]:.3f}" if name in change.scores else "" for name in ("recall_at_10", "mrr"))
+        table.add_row(
+            str(change.promotion), change.version, f"{change.at:%Y-%m-%d %H:%M}", change.action, escape(change.who),
+            *figures, escape(change.reason),
+        )  # fmt: skip
+    return table
+
+
+def runs(outcomes: Iterable[Outcome]) -> Table:
+    """How runs ended, in the order in which they come."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("run", "verdict", "commit", "Recall@10", "MRR", "reasons"):
+        table.add_column(heading)
+    for found in outcomes:
+        after = found.candidate.scores if found.candidate else {}
+        figures = (f"{after[name]:.3f}" if name in after else "" for name in ("recall_at_10", "mrr"))
+        verdict = f"[{_COLOURS[found.verdict]}]{found.verdict}[/]"
+        table.add_row(found.run_id, verdict, str(found.commit), *figures, escape("; ".join(found.reasons)))
+    return table
+
+
+def rejected(rows: Iterable[Rejected]) -> Table:
+    """How often each reason was given, the most frequent first, and where it was given first."""
+    counts: Counter[str] = Counter()
+    first: dict[str, Rejected] = {}
+    for row in rows:
+        counts[row.reason] += 1
+        first.setdefault(row.reason, row)
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for heading in ("rows", "reason", "first in", "text"):
+        table.add_column(heading)
+    for reason, count in counts.most_common():
+        row = first[reason]
+        table.add_row(str(count), escape(reason), escape(f"{row.object}:{row.line}"), escape(row.text[:80]))
+    return table
+
+
+def to(console: Console, found: RenderableType) -> None:
+    """Print, with an empty line before."""
+    console.print()
+    console.print(found)
