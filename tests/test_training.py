@@ -1,0 +1,372 @@
+"""Fine-tuning: it learns, it repeats itself exactly, it saves what serving needs, and it refuses what cannot work."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+from tasks import hardware
+from tasks.batches import Examples
+from tasks.config import BUNDLED_MODEL, Training
+from tasks.dataset import EvaluationSet
+from tasks.encoding import check_folder, fingerprint, load, resolve_model
+from tasks.training import Estimate, Trained, TrainingError, _evaluation_steps, _schedule, train
+from tests import tiny_models
+from tests.test_batches import table
+
+# what is asked for in one vocabulary is answered in another, so that words in common find nothing: it must be learned
+NOUNS = dict(
+    zip(
+        ("key", "user", "bucket", "table", "queue", "topic", "role", "policy", "stack", "alarm", "volume", "image"),
+        ("secret", "person", "folder", "sheet", "line", "theme", "duty", "rule", "pile", "bell", "disk", "picture"),
+        strict=True,
+    )
+)
+VERBS = {"rotate": "turn", "list": "show", "create": "make", "delete": "drop", "copy": "clone", "attach": "join"}
+PAIRS = [
+    (f"{verb} my {noun}", f"{VERBS[verb]} the {NOUNS[noun]} {'and so on ' * (place % 5)}")
+    for verb in VERBS
+    for place, noun in enumerate(NOUNS)
+]
+ROWS = table(*[(query, document, [], None) for query, document in PAIRS])
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny random BERT, as a folder to start from."""
+    return str(tiny_models.save(tmp_path_factory.mktemp("base")))
+
+
+def settings(base: str, **changes: Any) -> Training:
+    """Small, exact settings for the tiny model."""
+    quick: dict[str, Any] = {
+        "base_model": base,
+        "batch_size": 8,
+        "epochs": 3,
+        "learning_rate": 3e-3,
+        "matryoshka_dims": (16, 8),
+        "precision": "fp32",
+    }
+    return Training(**quick | changes)
+
+
+def dev_set(pairs: list[tuple[str, str]]) -> EvaluationSet:
+    """Dev queries whose relevant document is the one at the same place."""
+    queries = [query for query, _ in pairs]
+    relevant = [np.array([place]) for place in range(len(pairs))]
+    return EvaluationSet(queries, relevant, [None] * len(pairs), np.zeros(len(pairs), bool), 0)
+
+
+DOCUMENTS = [document for _, document in PAIRS]
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+def test_training_lowers_the_loss_and_finds_the_documents(base: str, tmp_path: Path) -> None:
+    """On a toy set the loss falls by more than half, and dev's MRR rises well above the random model's."""
+    trained = train(ROWS, dev_set(PAIRS), DOCUMENTS, settings(base, epochs=8), tmp_path / "model")
+    third = len(trained.losses) // 3
+    assert np.mean(trained.losses[-third:]) < np.mean(trained.losses[:third]) / 2
+    assert trained.dev[0].step == 0
+    assert max(score.mrr for score in trained.dev) > trained.dev[0].mrr + 0.2
+    assert trained.rows == {"ranking": len(PAIRS)}
+    assert trained.pairs == 8 * len(PAIRS)
+
+
+def test_every_kind_of_row_trains(base: str, tmp_path: Path) -> None:
+    """A mixed night: pairs, triplets and scored pairs each have their batches, and all losses are numbers."""
+    rows = table(
+        *[(query, document, [], None) for query, document in PAIRS[:24]],
+        *[(query, document, [PAIRS[0][1], PAIRS[1][1]], None) for query, document in PAIRS[24:40]],
+        *[(query, document, [], n % 5 / 4) for n, (query, document) in enumerate(PAIRS[40:])],
+    )
+    trained = train(rows, None, [], settings(base, epochs=1, loss="triplet"), tmp_path / "model")
+    assert trained.rows == {"ranking": 24, "triplet": 16, "cosent": 32}
+    assert trained.steps == 3 + 2 + 4
+    assert all(math.isfinite(loss) for loss in trained.losses)
+
+
+def test_the_same_seed_gives_the_same_bytes(base: str, tmp_path: Path) -> None:
+    """Two runs with one seed save identical folders, file by file; another seed gives other weights."""
+    folders = [tmp_path / name for name in ("one", "two", "other")]
+    for folder, seed in zip(folders, (1, 1, 2), strict=True):
+        train(ROWS, dev_set(PAIRS), DOCUMENTS, settings(base, seed=seed), folder, commit=7)
+    one, two, _ = ({path.relative_to(f): path.read_bytes() for path in f.rglob("*") if path.is_file()} for f in folders)
+    assert one == two
+    assert fingerprint(folders[0]) != fingerprint(folders[2])
+
+
+def test_packed_and_padded_runs_have_the_same_losses(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fast path changes the time, not the training: loss curves agree within fp32 rounding."""
+    fast = train(ROWS, None, [], settings(base), tmp_path / "fast")
+    monkeypatch.setattr("tasks.packed.agrees", lambda *_: False)
+    plain = train(ROWS, None, [], settings(base), tmp_path / "plain")
+    assert (fast.packed, plain.packed) == (True, False)
+    assert fast.padded_tokens == fast.tokens == plain.tokens < plain.padded_tokens
+    np.testing.assert_allclose(fast.losses, plain.losses, rtol=2e-3)
+
+
+def test_a_model_that_cannot_be_packed_trains_padded(tmp_path: Path) -> None:
+    """MPNet falls back by itself and learns all the same."""
+    mpnet = str(tiny_models.save(tmp_path / "base", "mpnet"))
+    trained = train(ROWS, None, [], settings(mpnet), tmp_path / "model")
+    assert not trained.packed
+    assert trained.losses[-1] < trained.losses[0]
+
+
+# --- when to stop ------------------------------------------------------------------------------------------------
+
+
+def test_the_best_checkpoint_is_saved(base: str, tmp_path: Path) -> None:
+    """The saved model has the best dev MRR of the run: scored again from its folder it ranks as it did then."""
+    pairs = PAIRS[::4]
+    documents = [document for _, document in pairs]
+    trained = train(ROWS, dev_set(pairs), documents, settings(base, epochs=6), tmp_path / "model")
+    best = max(trained.dev[1:], key=lambda score: score.mrr)
+    assert trained.best_step in {score.step for score in trained.dev if score.mrr == best.mrr}
+    saved = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    similarities = saved.encode([query for query, _ in pairs]) @ saved.encode(documents).T
+    ranks = (similarities >= np.diag(similarities)[:, None]).sum(axis=1)
+    assert float(np.mean(1 / ranks)) == pytest.approx(best.mrr, abs=1e-6)
+
+
+def test_no_gain_on_dev_stops_early(base: str, tmp_path: Path) -> None:
+    """Dev labels at random: after three evaluations without a gain it stops, and says so."""
+    wrong = dev_set(PAIRS)
+    shuffled = np.random.default_rng(0).permutation(len(PAIRS))
+    random = EvaluationSet(wrong.queries, [np.array([n]) for n in shuffled], wrong.slices, wrong.golden, 0)
+    trained = train(ROWS, random, DOCUMENTS, settings(base, epochs=30), tmp_path / "model")
+    assert trained.stopped == "no better dev MRR in 3 evaluations"
+    assert trained.steps < trained.planned_steps
+    best = max(score.mrr for score in trained.dev[1:])
+    assert all(score.mrr < best for score in trained.dev[-3:])
+
+
+def test_max_minutes_stops_cleanly_with_the_best_so_far(base: str, tmp_path: Path) -> None:
+    """Out of time after the first step: scored once more, saved, and the reason is given."""
+    trained = train(ROWS, dev_set(PAIRS), DOCUMENTS, settings(base, max_minutes=1e-6), tmp_path / "model")
+    assert trained.steps == trained.best_step == 1
+    assert trained.stopped is not None
+    assert "max_minutes" in trained.stopped
+    assert [score.step for score in trained.dev] == [0, 1]
+    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("a").shape == (tiny_models.WIDTH,)
+
+
+def test_few_dev_queries_pick_nothing(base: str, tmp_path: Path) -> None:
+    """Seven dev queries are chance: the last step's model is taken."""
+    trained = train(ROWS, dev_set(PAIRS[:7]), DOCUMENTS, settings(base), tmp_path / "model")
+    assert trained.dev == ()
+    assert trained.best_step == trained.steps == trained.planned_steps
+
+
+def test_progress_and_estimate_are_reported(base: str, tmp_path: Path) -> None:
+    """Each step is reported with its loss; before them the expected duration, at the given price per hour."""
+    seen: list[tuple[int, int, float]] = []
+    expected: list[Estimate] = []
+    trained = train(
+        ROWS,
+        None,
+        [],
+        settings(base, price_per_hour=3600),
+        tmp_path / "model",
+        on_progress=lambda *step: seen.append(step),
+        on_estimate=expected.append,
+    )
+    assert seen == [(n + 1, trained.planned_steps, loss) for n, loss in enumerate(trained.losses)]
+    assert expected == [trained.estimate]
+    assert expected[0].dollars == pytest.approx(expected[0].seconds)
+    assert trained.dollars == pytest.approx(trained.seconds)
+
+
+def test_out_of_memory_halves_the_buckets_and_goes_on(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory runs out above 300 tokens at once: smaller buckets with cached gradients end with the same loss curve."""
+    undisturbed = train(ROWS, None, [], settings(base), tmp_path / "undisturbed")
+    from tasks.buckets import Embedder
+
+    forward = Embedder.forward
+
+    def short_of_memory(self: Embedder, texts: Any, chunk: Any) -> torch.Tensor:
+        if torch.is_grad_enabled() and texts.lengths[chunk].sum() > 40:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+        return forward(self, texts, chunk)
+
+    monkeypatch.setattr(Embedder, "forward", short_of_memory)
+    trained = train(ROWS, None, [], settings(base), tmp_path / "model")
+    assert trained.cached
+    assert trained.bucket_tokens == 32
+    np.testing.assert_allclose(trained.losses, undisturbed.losses, rtol=2e-3)
+
+
+def test_other_errors_are_not_taken_for_memory() -> None:
+    """Only what says that memory ran out is answered with smaller buckets."""
+    assert hardware.out_of_memory(MemoryError())
+    assert hardware.out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+    assert not hardware.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+
+
+def test_the_schedule_rises_and_falls_linearly() -> None:
+    """Ten steps, warmup 0.2: half, full, then down by ninths to one ninth, never zero on a step that is taken."""
+    rates = [_schedule(step, 10, 0.2) for step in range(1, 11)]
+    assert rates == pytest.approx([1 / 2, 1, *(n / 9 for n in range(8, 0, -1))])
+    assert [_schedule(step, 2, 0.0) for step in (1, 2)] == pytest.approx([2 / 3, 1 / 3])
+    assert _schedule(1, 1, 0.1) == 1
+
+
+def test_evaluations_are_even_and_end_with_the_last_step() -> None:
+    """Four in an epoch, two more per further epoch, never more than steps."""
+    assert _evaluation_steps(32, 1) == [8, 16, 24, 32]
+    assert _evaluation_steps(60, 2) == [10, 20, 30, 40, 50, 60]
+    assert _evaluation_steps(2, 1) == [1, 2]
+
+
+# --- the artefact ------------------------------------------------------------------------------------------------
+
+
+def run_real(folder: Path) -> Trained:
+    """One step on the real model with its defaults."""
+    return train(ROWS.slice(0, 8), None, [], Training(batch_size=8, max_length=32), folder, commit=3)
+
+
+def test_the_saved_folder_serves_as_the_base_does(tmp_path: Path) -> None:
+    """all-MiniLM-L6-v2 after a step: data only, the base's length, pooling and normalisation, cut at any dimension."""
+    folder = tmp_path / "model"
+    trained = run_real(folder)
+    check_folder(folder)
+    assert {path.suffix for path in folder.rglob("*") if path.is_file()} <= {".safetensors", ".json", ".txt", ".md"}
+    base, saved = load(resolve_model(BUNDLED_MODEL)), SentenceTransformer(str(folder), device="cpu")
+    assert saved.max_seq_length == base.max_seq_length == 256
+    assert [type(module) for module in saved] == [type(module) for module in base]
+    assert saved[1].get_config_dict() == base[1].get_config_dict()
+    assert saved.prompts == base.prompts
+    texts = ["rotate my key", "word " * 400]
+    vectors = saved.encode(texts)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert not np.allclose(vectors, base.encode(texts), atol=1e-4)
+    for dim in trained.dims:
+        cut = SentenceTransformer(str(folder), device="cpu", truncate_dim=dim).encode(texts)
+        np.testing.assert_allclose(cut, vectors[:, :dim], atol=1e-6)
+
+
+def test_the_saved_settings_do_not_depend_on_training(tmp_path: Path) -> None:
+    """Neither the training length nor the attention kernel is left in the saved settings."""
+    folder = tmp_path / "model"
+    run_real(folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    assert (tokenizer["truncation"], tokenizer["padding"]) == (None, None)
+    assert json.loads((folder / "tokenizer_config.json").read_text())["model_max_length"] == 256
+    assert "attn" not in (folder / "config.json").read_text()
+
+
+def test_the_model_card_says_what_was_done(tmp_path: Path) -> None:
+    """Base model and licence, data commit, counts, recipe and versions; no folder of this machine, no time."""
+    run_real(tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    for fact in (
+        BUNDLED_MODEL,
+        "license: apache-2.0",
+        "commit 3",
+        "| ranking | 8 |",
+        "`learning_rate` | 0.0002",
+        "torch 2",
+    ):
+        assert fact in card
+    assert str(tmp_path) not in card
+
+
+def test_the_card_of_a_folder_names_no_path(base: str, tmp_path: Path) -> None:
+    """A base model given as a folder appears by its last part only, with its licence as not stated."""
+    train(ROWS, None, [], settings(base), tmp_path / "model")
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "`model`, licence not stated by it" in card
+    assert str(Path(base).parent) not in card
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def refused(base: str, folder: Path, rows: pa.Table = ROWS, **changes: Any) -> str:
+    """The message with which training refuses to start; nothing may have been saved."""
+    with pytest.raises(TrainingError) as error:
+        train(rows, None, [], settings(base, **changes), folder)
+    assert not folder.exists()
+    return str(error.value)
+
+
+def test_no_rows(base: str, tmp_path: Path) -> None:
+    """An empty train side is named."""
+    assert "no rows on the train side" in refused(base, tmp_path / "m", ROWS.slice(0, 0))
+
+
+def test_missing_columns(base: str, tmp_path: Path) -> None:
+    """Columns that are not there are named."""
+    assert "['score']" in refused(base, tmp_path / "m", ROWS.drop_columns(["score"]))
+
+
+def test_one_document_for_all(base: str, tmp_path: Path) -> None:
+    """Nothing can be ranked when every row has the same document, in whatever spelling."""
+    rows = table(("rotate key", "a b", [], None), ("list users", "A  B", [], None))
+    assert "the same document" in refused(base, tmp_path / "m", rows)
+
+
+def test_triplet_loss_without_negatives(base: str, tmp_path: Path) -> None:
+    """The triplet loss on request needs rows with a negative."""
+    assert "no row on the train side has a negative" in refused(base, tmp_path / "m", loss="triplet")
+
+
+def test_dimensions_above_the_models(base: str, tmp_path: Path) -> None:
+    """Both the dimensions and the model's are in the message."""
+    message = refused(base, tmp_path / "m", matryoshka_dims=(64, 48, 16))
+    assert "[64, 48]" in message
+    assert "32" in message
+
+
+def test_unknown_base_models(tmp_path: Path) -> None:
+    """A package that is not installed and a folder that is not there are named."""
+    assert "pkg:no_such_package" in refused("pkg:no_such_package", tmp_path / "m")
+    assert "/no/such/folder" in refused("/no/such/folder", tmp_path / "m")
+
+
+def test_base_models_with_code_or_pickles(base: str, tmp_path: Path) -> None:
+    """Remote code and pickled weights are refused before anything is loaded."""
+    import shutil
+
+    code, pickled, broken = (Path(shutil.copytree(base, tmp_path / name)) for name in ("code", "pickled", "broken"))
+    config = json.loads((code / "config.json").read_text()) | {"auto_map": {"AutoModel": "modeling.Model"}}
+    (code / "config.json").write_text(json.dumps(config))
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    (broken / "model.safetensors").write_bytes(b"\x00" * 100)
+    assert "auto_map" in refused(str(code), tmp_path / "m")
+    assert "pickle" in refused(str(pickled), tmp_path / "m")
+    assert "cannot be loaded" in refused(str(broken), tmp_path / "m")
+
+
+def test_a_folder_that_is_not_empty(base: str, tmp_path: Path) -> None:
+    """An existing model is never mixed with a new one."""
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(TrainingError, match="not empty"):
+        train(ROWS, None, [], settings(base), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_loss_that_is_no_number(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that has diverged is an error that names the step, never a saved model."""
+    monkeypatch.setattr("tasks.training.batch_loss", lambda _batch, queries, *_: queries.sum() * math.nan)
+    assert "the loss is nan at step 1" in refused(base, tmp_path / "m")
+
+
+def test_examples_count_documents_by_key() -> None:
+    """Two spellings are one document."""
+    assert Examples(table(("q", "A b", [], None), ("r", "a  B", [], None))).distinct_documents == 1
