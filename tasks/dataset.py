@@ -23,6 +23,9 @@ from tasks.splits import Side, Split, document_key, query_key
 Indices: TypeAlias = NDArray[np.int64]
 Mask: TypeAlias = NDArray[np.bool_]
 
+RELEVANT_SCORE: Final = 0.5
+"""Score from which a scored row says that its document is relevant, unless told otherwise."""
+
 _CHUNK: Final = 1 << 16
 """Texts taken into Python at a time: bounds memory at a few tens of megabytes."""
 
@@ -81,8 +84,11 @@ class Codes:
 
 
 def encode_texts(texts: pa.Array | pa.ChunkedArray, key: Callable[[str], str]) -> Codes:
-    """Number texts (no nulls) by key. Every distinct text is normalised once, and only digests are kept."""
-    spelled = _one_array(texts.cast(pa.large_string())).dictionary_encode()
+    """Number texts by key. Every distinct text is normalised once, and only digests are kept.
+
+    A missing text is numbered as an empty one; the data checks do not let one through.
+    """
+    spelled = pc.fill_null(_one_array(texts.cast(pa.large_string())), "").dictionary_encode()
     digests = [
         hashlib.blake2b(key(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
         for start in range(0, len(spelled.dictionary), _CHUNK)
@@ -93,7 +99,7 @@ def encode_texts(texts: pa.Array | pa.ChunkedArray, key: Callable[[str], str]) -
     return Codes(codes, np.unique(codes, return_index=True)[1])
 
 
-def build(rows: pa.Table, split: Split, relevant_score: float = 0.5) -> Dataset:
+def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) -> Dataset:
     """Divide the rows of a commit (schema `tasks.intake.ROWS`) into train, dev, test and documents.
 
     - Documents are those of pairs, golden and corpus rows, and negatives too: a text that somebody labelled wrong
@@ -107,7 +113,7 @@ def build(rows: pa.Table, split: Split, relevant_score: float = 0.5) -> Dataset:
 
     A document that is relevant to a test query may be trained on with other queries: it is in the corpus of both.
     """
-    corpus = _index_documents(rows)
+    corpus = index_documents(rows)
     n = len(corpus.documents)
     labelled = np.flatnonzero(_mask(pc.not_equal(rows["kind"], "corpus")))
     table = rows.take(pa.array(labelled))
@@ -150,15 +156,15 @@ def build(rows: pa.Table, split: Split, relevant_score: float = 0.5) -> Dataset:
         train=_distinct(rows, corpus, key_of, text_of, labels),
         dev=evaluation_set("dev"),
         test=evaluation_set("test"),
-        documents=corpus.documents,
+        documents=corpus.documents.to_pylist(),
     )
 
 
 @dataclass(frozen=True)
-class _Corpus:
-    """Distinct documents, and which of them each row and each negative is."""
+class Corpus:
+    """The distinct documents of some rows, and which of them each row and each negative is."""
 
-    documents: list[str]
+    documents: pa.Array
     document_of: Indices
     """For each row, its document."""
     negative_row: Indices
@@ -167,8 +173,8 @@ class _Corpus:
     """For each negative of any row, the document that it is."""
 
 
-def _index_documents(rows: pa.Table) -> _Corpus:
-    """Number the documents and negatives of all rows, in order of arrival."""
+def index_documents(rows: pa.Table) -> Corpus:
+    """Number the documents and negatives of all rows (schema `tasks.intake.ROWS`) in order of arrival."""
     lists = _one_array(rows["negatives"].cast(pa.large_list(pa.large_string())))
     negative_row = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
     texts = pa.concat_arrays([_one_array(rows["document"].cast(pa.large_string())), pc.list_flatten(lists)])
@@ -177,11 +183,11 @@ def _index_documents(rows: pa.Table) -> _Corpus:
     encoded = encode_texts(texts, document_key)
     codes = np.empty_like(encoded.codes)
     codes[arrival] = encoded.codes
-    documents: list[str] = texts.take(pa.array(encoded.first)).to_pylist()
-    return _Corpus(documents, codes[: rows.num_rows], negative_row, codes[rows.num_rows :])
+    documents = texts.take(pa.array(encoded.first))
+    return Corpus(documents, codes[: rows.num_rows], negative_row, codes[rows.num_rows :])
 
 
-def _distinct(rows: pa.Table, corpus: _Corpus, key_of: Indices, text_of: Indices, labels: Indices) -> pa.Table:
+def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices, labels: Indices) -> pa.Table:
     """The rows whose `key_of` is not -1, once per query text, document and presence of a score (see `build`)."""
     n = len(corpus.documents)
     chosen = np.flatnonzero(key_of >= 0)
@@ -203,7 +209,7 @@ def _distinct(rows: pa.Table, corpus: _Corpus, key_of: Indices, text_of: Indices
     usable &= corpus.negative != corpus.document_of[corpus.negative_row]
     negatives = np.unique(own[usable] * n + corpus.negative[usable])
     offsets = np.searchsorted(negatives, np.arange(len(kept) + 1) * n)
-    texts = pa.array([corpus.documents[i] for i in negatives % n] if n else [], pa.large_string())
+    texts = corpus.documents.take(pa.array(negatives % max(n, 1)))
 
     train = rows.take(pa.array(kept))
     train = _replaced(train, "negatives", pa.LargeListArray.from_arrays(pa.array(offsets), texts))

@@ -25,13 +25,13 @@ RULE: Final = 1
 """Version of `query_key`. To change anything that changes a key would move queries between the sides of every
 store there is: a new rule needs a new number, and stores keep the one they were made with."""
 
-STOP_WORDS: Final = frozenset(  # noqa: SIM905 (ninety quoted words are harder to read than a paragraph)
+STOP_WORDS: Final = frozenset(
     """
     a about am an and any are as at be been being but by can could did do does for from had has have he her
     him his how i if im in into is it its ive me my of on or our please she should so some than that the their
     them then there these they this those to was we were what whats when where which who whom whose why
     will with would you your
-    """.split()
+    """.split()  # noqa: SIM905 (ninety quoted words are harder to read than a paragraph)
 )
 """English words of grammar. Words that change what is asked ("not", "without", "before") are not among them."""
 

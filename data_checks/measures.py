@@ -1,0 +1,155 @@
+"""Rows to what the expectations look at: numbers and flags per row, and a few measures of the whole night.
+
+Great Expectations is slow on texts and fast on numbers, and some of what is asked is easier to get right here:
+"blank" by Unicode's idea of white space, NaN told apart from no score. So every text is read once, by Arrow, and
+the suite states what the numbers must be.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from tasks.dataset import RELEVANT_SCORE, encode_texts, index_documents
+from tasks.splits import document_key
+
+Column: TypeAlias = Any  # pa.Array | pa.ChunkedArray: pyarrow ships no types
+Flags: TypeAlias = NDArray[np.bool_]
+
+_VISIBLE: Final = r"[^\pZ\pC]"
+"""A character that can be seen: no separator, no control or format character (so a lone zero-width space is blank)."""
+
+LANGUAGE_SAMPLE: Final = 1_000
+"""Rows whose language is looked at: the standard error of a share is at most 1.6 points."""
+
+MIN_DRIFT_ROWS: Final = 30
+"""Fewer new or old rows than this have no median worth comparing."""
+
+
+@dataclass(frozen=True)
+class Frame:
+    """What one suite looks at: columns of equal length, and for each of their rows the row of the night."""
+
+    columns: dict[str, Column]
+    rows: NDArray[np.int64]
+    """Positions in the table of all rows, to name the object and line of a failure."""
+    texts: dict[str, Column]
+    """The texts behind the numbers, to show the ones that failed."""
+
+
+def label_frame(rows: pa.Table) -> Frame:
+    """Pairs and golden rows: lengths in characters, flags for blank and equal texts, scores, conflicting labels."""
+    chosen = np.flatnonzero(_flags(pc.not_equal(rows["kind"], "corpus")))
+    table = rows.take(pa.array(chosen))
+    query, document, score = table["query"], table["document"], table["score"]
+    repeated, contradicted = _conflicts(table)
+    columns = {
+        "query_chars": pc.utf8_length(query),
+        "query_blank": _blank(query),
+        "document_chars": pc.utf8_length(document),
+        "document_blank": _blank(document),
+        "query_is_document": _same(query, document),
+        # Great Expectations takes NaN for a missing value and lets it pass; infinity it sees
+        "score": pc.if_else(pc.is_nan(score), math.inf, score),
+        "repeated": repeated,
+        "contradicted": contradicted,
+    }
+    return Frame(columns, chosen, {"query": query, "document": document, "score": score.cast(pa.string())})
+
+
+def negative_frame(rows: pa.Table) -> Frame:
+    """Every negative of every row: its length, and whether it is blank or the row's own document."""
+    lists = rows["negatives"].cast(pa.large_list(pa.large_string())).combine_chunks()
+    parents = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
+    negative = pc.list_flatten(lists)
+    document = rows["document"].cast(pa.large_string()).take(pa.array(parents))
+    columns = {
+        "negative_chars": pc.utf8_length(negative),
+        "negative_blank": _blank(negative),
+        "negative_is_document": _same(negative, document),
+    }
+    return Frame(columns, parents, {"negative": negative})
+
+
+def corpus_frame(rows: pa.Table) -> Frame:
+    """Further documents to search: length, and whether they are blank."""
+    chosen = np.flatnonzero(_flags(pc.equal(rows["kind"], "corpus")))
+    document = rows["document"].take(pa.array(chosen))
+    columns = {"document_chars": pc.utf8_length(document), "document_blank": _blank(document)}
+    return Frame(columns, chosen, {"document": document})
+
+
+def night_measures(rows: pa.Table, labels: Frame, *, rejected: int, since: int) -> dict[str, float | None]:
+    """Measures of the whole night by name; None where there is too little to measure.
+
+    `rejected` counts the rows of live `pairs/` objects that parsing refused, `since` is the commit up to which rows
+    are history. Drift is the ratio of the median length of new pairs to that of older ones, or its inverse: 1 is
+    none, 2 is half or double.
+    """
+    pairs = _flags(pc.equal(rows["kind"], "pair"))[labels.rows]
+    fresh = pairs & _flags(pc.greater(rows["commit"], since))[labels.rows]
+    count = int(pairs.sum())
+    return {
+        "distinct_pairs": float(count - int(_flags(labels.columns["repeated"])[pairs].sum())),
+        "rejected_share": rejected / (count + rejected) if count + rejected else 0.0,
+        "query_length_drift": _drift(labels.columns["query_chars"], fresh, pairs & ~fresh),
+        "document_length_drift": _drift(labels.columns["document_chars"], fresh, pairs & ~fresh),
+    }
+
+
+def language_sample(labels: Frame) -> list[str]:
+    """Query and document of up to LANGUAGE_SAMPLE rows, evenly spaced over the night: the same rows every time.
+
+    Together, because a query alone is often too short to tell its language; the document's start is enough.
+    """
+    count = len(labels.rows)
+    places = pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, LANGUAGE_SAMPLE)).astype(np.int64)))
+    queries, documents = (pc.fill_null(labels.texts[name].take(places), "") for name in ("query", "document"))
+    return [f"{q} {d[:200]}" for q, d in zip(queries.to_pylist(), documents.to_pylist(), strict=True)]
+
+
+def _conflicts(table: pa.Table) -> tuple[Column, Column]:
+    """Two flags per row: an earlier row of its kind has its query and document; its document is a negative too.
+
+    The second is about rows that call their document relevant, and negatives of the same query in any row.
+    """
+    corpus = index_documents(table)
+    query = encode_texts(table["query"], document_key).codes
+    label = query * len(corpus.documents) + corpus.document_of
+    wrong = query[corpus.negative_row] * len(corpus.documents) + corpus.negative
+    relevant = _flags(pc.fill_null(pc.greater_equal(table["score"], RELEVANT_SCORE), True))
+    repeated = np.ones(len(label), dtype=bool)
+    repeated[np.unique(label * 2 + _flags(pc.equal(table["kind"], "golden")), return_index=True)[1]] = False
+    return pa.array(repeated), pa.array(np.isin(label, wrong) & relevant)
+
+
+def _flags(column: Column) -> Flags:
+    """A column of booleans without nulls as a numpy array."""
+    flags: Flags = column.to_numpy(zero_copy_only=False).astype(bool)
+    return flags
+
+
+def _blank(texts: Column) -> Column:
+    """Whether a text has no character to see; false for a missing one, which is another finding."""
+    return pc.invert(pc.fill_null(pc.match_substring_regex(texts, _VISIBLE), True))
+
+
+def _same(left: Column, right: Column) -> Column:
+    """Whether two texts are equal up to white space around them; false where one is missing."""
+    trimmed = [pc.utf8_trim_whitespace(texts.cast(pa.large_string())) for texts in (left, right)]
+    return pc.fill_null(pc.equal(*trimmed), False)
+
+
+def _drift(lengths: Column, fresh: Flags, older: Flags) -> float | None:
+    """Ratio of two medians, the larger to the smaller; None when either has too few rows."""
+    values = lengths.to_numpy()
+    medians = [float(np.nanmedian(values[mask])) for mask in (fresh, older) if mask.sum() >= MIN_DRIFT_ROWS]
+    if len(medians) < 2 or min(medians) <= 0:
+        return None
+    return max(medians) / min(medians)
