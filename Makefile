@@ -1,0 +1,53 @@
+# Every target makes or refreshes .venv first, and only when the lock or pyproject.toml changed.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+READY := .venv/.ready
+RUN := .venv/bin/python -m
+
+.PHONY: help demo up test test-all lint bench bench-quick lock clean
+
+help: ## Say what the targets do
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+demo: $(READY) ## Run one real night from start to verdict, in about five minutes
+	$(RUN) deployments.cli demo
+
+up: $(READY) ## Run the local stack until Ctrl-C
+	exec $(RUN) deployments.cli up
+
+test: $(READY) ## Run the tests that take less than half a minute each
+	$(RUN) pytest -m "not slow"
+
+test-all: $(READY) ## Run every test
+	$(RUN) pytest
+
+lint: $(READY) ## Check format, rules and types
+	$(RUN) ruff format --check .
+	$(RUN) ruff check .
+	$(RUN) mypy
+
+bench: $(READY) ## Measure at full size, and compare side by side
+	$(RUN) tests.benchmarks
+
+bench-quick: $(READY) ## Measure small: does every benchmark still run
+	$(RUN) tests.benchmarks --quick
+
+lock: ## Find out anew which versions go together, and write requirements.lock
+	PYTHON="$(PYTHON)" deployments/lock
+
+clean: ## Remove what can be made again; .ratchet stays, it may hold models
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A half-made environment has no stamp, and is made again from nothing.
+$(READY): requirements.lock pyproject.toml
+	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or later; name one: make PYTHON=...")'
+	test -e $(READY) || "$(PYTHON)" -m venv --clear .venv
+	rm -f $(READY)
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	touch $(READY)
