@@ -67,7 +67,8 @@ class Decision:
     """A verdict and what it rests on.
 
     `deltas` holds every metric of both sides; `low` and `high` are one-sided bounds, each at the rule's confidence.
-    `mde` is the minimum detectable effect by metric: the gain that this many queries would show in 8 of 10 nights.
+    `mde` is the minimum detectable effect by decisive metric: the gain that so many queries would show on 8 of 10
+    nights; a metric is missing where its differences do not vary.
     `needed_queries` is how many test queries would show the observed gains so often; None where there is no gain.
     """
 
@@ -89,8 +90,8 @@ def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
       that confidence.
     - held: anything else, also scores that cannot be compared. `reasons` says why, and what it would take.
 
-    Confidence is from a paired percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13), all metrics on
-    the same resamples. The bootstrap overrates a difference that rests on a handful of queries, and one query alone
+    Confidence is from a paired percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13), all metrics
+    on the same resamples. The bootstrap overrates a difference that rests on a handful of queries, and one query alone
     convinces it fully; so a difference must also rest on enough queries that a sign test could reach the confidence.
     """
     problems = list(_incomparable(candidate, production))
@@ -104,7 +105,8 @@ def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
     }
     deltas = _bootstrap(differences, rule)
     slices = _slices(candidate.slices, differences, rule)
-    mde = {name: detectable_gain(differences[name], queries, rule.confidence) for name in DECISIVE}
+    detectable = {name: detectable_gain(differences[name], queries, rule.confidence) for name in DECISIVE}
+    mde = {name: gain for name, gain in detectable.items() if gain is not None}
     decision = Decision("held", (), deltas, mde, _needed(differences, deltas, rule), slices)
 
     fallen = [name for name in DECISIVE if deltas[name].high < 0]
@@ -127,16 +129,16 @@ def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
     return replace(decision, verdict="promoted", reasons=(*lines, f"Both were measured on {queries:,} test queries."))
 
 
-def detectable_gain(differences: Floats, queries: int, confidence: float) -> float:
-    """Minimum detectable effect: the true gain that `queries` test queries show, at this confidence, `POWER` of the time.
+def detectable_gain(differences: Floats, queries: int, confidence: float) -> float | None:
+    """Minimum detectable effect: the true gain that `queries` queries show, at this confidence, `POWER` of the time.
 
     (z_confidence + z_power) * sd / sqrt(n), with the standard deviation of the paired differences: the sample-size
     formula of a one-sided paired test (Cohen, Statistical Power Analysis, 1988; for retrieval Webber, Moffat and Zobel,
-    Statistical power in retrieval experimentation, CIKM 2008). NaN for fewer than two differences.
+    Statistical power in retrieval experimentation, CIKM 2008). None where the differences do not vary, so that they
+    say nothing about others.
     """
-    if len(differences) < 2:
-        return math.nan
-    return _z(confidence) * float(np.std(differences, ddof=1)) / math.sqrt(queries)
+    deviation = _deviation(differences)
+    return None if deviation is None else _z(confidence) * deviation / math.sqrt(queries)
 
 
 def needed_queries(differences: Floats, gain: float, confidence: float) -> int | None:
@@ -144,9 +146,14 @@ def needed_queries(differences: Floats, gain: float, confidence: float) -> int |
 
     The same formula as `detectable_gain`, solved for n: ((z_confidence + z_power) * sd / gain) squared.
     """
-    if not (gain > 0 and len(differences) >= 2):
-        return None
-    return max(1, math.ceil((_z(confidence) * float(np.std(differences, ddof=1)) / gain) ** 2))
+    deviation = _deviation(differences)
+    return None if deviation is None or not gain > 0 else math.ceil((_z(confidence) * deviation / gain) ** 2)
+
+
+def _deviation(differences: Floats) -> float | None:
+    """Standard deviation of the paired differences; None where there are fewer than two or they are all equal."""
+    deviation = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
+    return deviation if deviation > 0 else None
 
 
 def _z(confidence: float) -> float:
@@ -180,8 +187,8 @@ def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
     if candidate.slices.keys() != production.slices.keys():
         yield "The two sides have different slices."
     for name in sorted(candidate.slices.keys() & production.slices.keys()):
-        masks = [np.asarray(side.slices[name]) for side in (candidate, production)]
-        if not (masks[0].dtype == np.bool_ and masks[0].shape == (queries,) and np.array_equal(*masks)):
+        mask, other = np.asarray(candidate.slices[name]), np.asarray(production.slices[name])
+        if not (mask.dtype == other.dtype == np.bool_ and mask.shape == (queries,) and np.array_equal(mask, other)):
             yield f"Slice {name!r} is not the same choice of the {queries:,} test queries on both sides."
 
 
@@ -274,9 +281,9 @@ def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], rule
 
 def _advice(decision: Decision, queries: int) -> Iterator[str]:
     """What this many test queries can show, and how many the observed gain needs."""
-    if all(math.isfinite(gain) for gain in decision.mde.values()):
-        gains = " and ".join(f"{_points(gain)} in {_label(name)}" for name, gain in decision.mde.items())
-        yield f"{queries:,} test queries show a true gain of {gains} on 8 of 10 nights; smaller ones need more queries."
+    if decision.mde:
+        gains = " or ".join(f"{_points(gain)} in {_label(name)}" for name, gain in decision.mde.items())
+        yield f"With {queries:,} test queries, a true gain of {gains} would be seen on 8 of 10 nights."
     if decision.needed_queries is not None and decision.needed_queries > queries:
         yield f"If the observed gains are real, about {decision.needed_queries:,} test queries would show it."
 
@@ -284,7 +291,9 @@ def _advice(decision: Decision, queries: int) -> Iterator[str]:
 def _sentence(name: str, candidate: Scores, production: Scores, delta: Delta) -> str:
     """One metric's change with its bounds, for someone who reads it at four in the morning."""
     means = f"{np.mean(production.per_query[name]):.4f} to {np.mean(candidate.per_query[name]):.4f}"
-    if delta.value < 0:
+    if delta.value == 0:
+        change, bound = "is unchanged", f"at least {100 * delta.low:+.2f} points"
+    elif delta.value < 0:
         change, bound = f"fell by {_points(-delta.value)}", f"at most {100 * delta.high:+.2f} points"
     else:
         change, bound = f"rose by {_points(delta.value)}", f"at least {100 * delta.low:+.2f} points"

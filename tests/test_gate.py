@@ -1,0 +1,518 @@
+"""The gate: what it promotes, and everything that it must not.
+
+Each `check_...` is a function of the gate's module, so that the mutation tests can run all of them on a gate with a
+planted fault.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from tasks import gate as real_gate
+from tasks.config import Gate
+
+Floats = NDArray[np.float64]
+
+RULE = Gate(resamples=1_000)
+
+
+def column(queries: int, wins: int, losses: int = 0) -> tuple[Floats, Floats]:
+    """Candidate and production, of 0s and 1s.
+
+    The first `wins` queries only the candidate answers, the next `losses` only production, half of the rest both.
+    """
+    both = (np.arange(queries) % 2).astype(np.float64)
+    candidate, production = both.copy(), both.copy()
+    candidate[:wins], production[:wins] = 1, 0
+    candidate[wins : wins + losses], production[wins : wins + losses] = 0, 1
+    return candidate, production
+
+
+def judge(
+    gate: ModuleType,
+    recall: tuple[Floats, Floats],
+    mrr: tuple[Floats, Floats] | None = None,
+    *,
+    rule: Gate = RULE,
+    slices: Mapping[str, Any] | None = None,
+    candidate: Mapping[str, Any] | None = None,
+    production: Mapping[str, Any] | None = None,
+    **more: tuple[Any, Any],
+) -> Any:
+    """Decide on (candidate, production) columns; MRR's are Recall@10's unless given.
+
+    `candidate` and `production` replace fields of that side's scores.
+    """
+    columns = {"recall_at_10": recall, "mrr": mrr or recall, **more}
+    queries = tuple(f"query {i}" for i in range(len(recall[0])))
+    sides = [
+        gate.Scores(model, queries, {name: pair[i] for name, pair in columns.items()}, dict(slices or {}))
+        for i, model in enumerate(("fingerprint of the candidate", "fingerprint of production"))
+    ]
+    sides[0] = dataclasses.replace(sides[0], **(candidate or {}))
+    sides[1] = dataclasses.replace(sides[1], **(production or {}))
+    try:
+        return gate.decide(*sides, rule)
+    except (KeyError, IndexError, ValueError) as error:
+        raise AssertionError(f"decide must give a verdict on any scores, but raised {error!r}") from error
+
+
+def first(count: int, queries: int) -> NDArray[np.bool_]:
+    """A mask of the first `count` queries."""
+    return np.arange(queries) < count
+
+
+CLEAR = column(400, wins=60)
+"""A gain of 15 points that nobody would call chance."""
+
+
+# --- verdicts ---------------------------------------------------------------------------------------------------
+
+
+def check_a_clear_gain_is_promoted(gate: ModuleType) -> None:
+    """15 points on 400 queries, on both metrics; the reasons name both, with the means."""
+    decision = judge(gate, CLEAR)
+    assert decision.verdict == "promoted"
+    assert decision.deltas["recall_at_10"].value == 0.15
+    assert "Recall@10 rose by 15.00 points (0.4250 to 0.5750)" in decision.reasons[0]
+    assert "MRR rose by 15.00 points" in decision.reasons[1]
+
+
+def check_a_clear_loss_is_regressed(gate: ModuleType) -> None:
+    """The same with the sides swapped."""
+    decision = judge(gate, column(400, wins=0, losses=60))
+    assert decision.verdict == "regressed"
+    assert decision.deltas["mrr"].value == -0.15
+    assert "Recall@10 fell by 15.00 points (0.5750 to 0.4250)" in decision.reasons[0]
+
+
+def check_equal_scores_are_held(gate: ModuleType) -> None:
+    """Not one query differs: neither better nor worse, and no number of queries would tell."""
+    decision = judge(gate, column(400, wins=0))
+    assert decision.verdict == "held"
+    assert (decision.deltas["mrr"].low, decision.deltas["mrr"].high) == (0, 0)
+    assert decision.needed_queries is None
+    assert decision.mde == {}
+
+
+def check_wins_and_losses_that_cancel_are_held(gate: ModuleType) -> None:
+    """Forty queries won and forty lost are a gain of zero, also where the differences are thirds."""
+    decision = judge(gate, tuple(side / 3 for side in column(400, wins=40, losses=40)))
+    assert decision.verdict == "held"
+    assert decision.deltas["recall_at_10"].value == 0
+
+
+def check_a_small_gain_is_held_with_what_it_would_take(gate: ModuleType) -> None:
+    """Twelve won and eight lost of 400 may be chance; some 5,000 queries would tell."""
+    decision = judge(gate, column(400, wins=12, losses=8))
+    assert decision.verdict == "held"
+    assert decision.deltas["mrr"].value == 0.01
+    assert decision.deltas["mrr"].low < 0 < decision.deltas["mrr"].high
+    assert decision.needed_queries == 5021, "((2.3263 + 0.8416) * 0.223663 / 0.01) squared"
+    assert any("may be chance" in reason for reason in decision.reasons)
+    assert any("5,021 test queries" in reason for reason in decision.reasons)
+
+
+def check_a_small_loss_is_held(gate: ModuleType) -> None:
+    """Eight won and twelve lost may be chance too: no alarm."""
+    decision = judge(gate, column(400, wins=8, losses=12))
+    assert decision.verdict == "held"
+    assert decision.needed_queries is None
+
+
+def check_both_metrics_must_gain(gate: ModuleType) -> None:
+    """A clear gain on one with nothing, or chance, on the other is held, whichever it is."""
+    for other in (column(400, wins=0), column(400, wins=12, losses=8)):
+        assert judge(gate, CLEAR, other).verdict == "held"
+        assert judge(gate, other, CLEAR).verdict == "held"
+
+
+def check_a_win_on_one_metric_does_not_buy_a_loss_on_the_other(gate: ModuleType) -> None:
+    """A clear loss on either is a regression."""
+    loss = column(400, wins=0, losses=60)
+    assert judge(gate, CLEAR, loss).verdict == "regressed"
+    assert judge(gate, loss, CLEAR).verdict == "regressed"
+
+
+def check_no_other_metric_may_get_worse(gate: ModuleType) -> None:
+    """NDCG@10 clearly below production holds a candidate that wins on both decisive ones; a chance fall does not."""
+    worse = judge(gate, CLEAR, ndcg_at_10=column(400, wins=0, losses=60))
+    assert worse.verdict == "held"
+    assert any("NDCG@10 fell" in reason and "No metric may get worse" in reason for reason in worse.reasons)
+    assert judge(gate, CLEAR, ndcg_at_10=column(400, wins=8, losses=12)).verdict == "promoted"
+
+
+def check_the_gain_must_exceed_min_gain(gate: ModuleType) -> None:
+    """15 points are more than 14.9, and not more than 15."""
+    assert judge(gate, CLEAR, rule=Gate(resamples=1_000, min_gain=0.149)).verdict == "promoted"
+    held = judge(gate, CLEAR, rule=Gate(resamples=1_000, min_gain=0.15))
+    assert held.verdict == "held"
+    assert any("more than 15.00 points" in reason for reason in held.reasons)
+
+
+def check_the_confidence_is_the_rules(gate: ModuleType) -> None:
+    """Eighteen won and eight lost: above zero with 95% confidence (z = 1.98), not with 99%."""
+    pair = column(400, wins=18, losses=8)
+    sure, unsure = (judge(gate, pair, rule=Gate(resamples=4_000, confidence=c)) for c in (0.95, 0.99))
+    assert (sure.verdict, unsure.verdict) == ("promoted", "held")
+    assert unsure.deltas["mrr"].low < sure.deltas["mrr"].low
+    assert unsure.deltas["mrr"].high > sure.deltas["mrr"].high
+    assert (sure.deltas["mrr"].confidence, unsure.deltas["mrr"].confidence) == (0.95, 0.99)
+    flipped = column(400, wins=8, losses=18)
+    verdicts = [judge(gate, flipped, rule=Gate(resamples=4_000, confidence=c)).verdict for c in (0.95, 0.99)]
+    assert verdicts == ["regressed", "held"]
+
+
+def check_too_few_test_queries_never_promote(gate: ModuleType) -> None:
+    """49 queries, all of them won, are held; with 50 it is promoted."""
+    held = judge(gate, column(49, wins=49))
+    assert held.verdict == "held"
+    assert any("49 test queries are too few" in reason and "50" in reason for reason in held.reasons)
+    assert judge(gate, column(50, wins=50)).verdict == "promoted"
+
+
+def check_a_handful_of_queries_proves_nothing(gate: ModuleType) -> None:
+    """Six queries, or six differing ones of 400, agree by chance once in 64; seven once in 128, which is rare enough.
+
+    The bootstrap alone would be sure from the first query on.
+    """
+    rule = Gate(resamples=1_000, min_test_queries=1)
+    for queries in (1, 2, 6, 400):
+        few = min(queries, 6)
+        assert judge(gate, column(queries, wins=few), rule=rule).verdict == "held", queries
+        assert judge(gate, column(queries, wins=0, losses=few), rule=rule).verdict == "held", queries
+    assert judge(gate, column(7, wins=7), rule=rule).verdict == "promoted"
+    assert judge(gate, column(7, wins=0, losses=7), rule=rule).verdict == "regressed"
+
+
+# --- the bootstrap ----------------------------------------------------------------------------------------------
+
+
+def check_bounds_are_where_statistics_puts_them(gate: ModuleType) -> None:
+    """80 won of 400: 0.2 with a standard error of 0.02, so 0.2 -+ 2.326 * 0.02 = 0.153 and 0.247."""
+    delta = judge(gate, column(400, wins=80), rule=Gate(resamples=20_000)).deltas["recall_at_10"]
+    assert delta.value == 0.2
+    assert abs(delta.low - 0.153) < 0.003
+    assert abs(delta.high - 0.247) < 0.003
+
+
+def check_the_bootstrap_is_paired(gate: ModuleType) -> None:
+    """Queries differ widely, the candidate is better by two points on nearly each: only paired differences show it."""
+    rng = np.random.default_rng(0)
+    production = rng.uniform(0, 0.9, 300)
+    candidate = production + rng.normal(0.02, 0.03, 300).clip(-0.05, 0.1).clip(-production, 1 - production)
+    decision = judge(gate, (candidate, production))
+    assert decision.verdict == "promoted"
+    assert decision.deltas["mrr"].high - decision.deltas["mrr"].low < 0.01
+
+
+def check_every_query_is_drawn(gate: ModuleType) -> None:
+    """Seven queries slightly won and one lost, in any place: resamples with the lost one pull the bound down."""
+    for place in range(8):
+        candidate, production = np.full(8, 0.6), np.full(8, 0.5)
+        candidate[place], production[place] = 0, 1
+        assert judge(gate, (candidate, production)).deltas["mrr"].low < -0.2, place
+
+
+def check_metrics_share_their_resamples(gate: ModuleType) -> None:
+    """The same differences have the same bounds under every name."""
+    decision = judge(gate, column(400, wins=12, losses=8), ndcg_at_10=column(400, wins=12, losses=8))
+    bounds = {(delta.value, delta.low, delta.high) for delta in decision.deltas.values()}
+    assert len(bounds) == 1
+    assert len(decision.deltas) == 3
+
+
+def check_swapping_the_sides_mirrors_the_bounds(gate: ModuleType) -> None:
+    """Candidate minus production, not the other way round."""
+    there, back = judge(gate, column(400, wins=30, losses=8)), judge(gate, column(400, wins=8, losses=30))
+    a, b = there.deltas["mrr"], back.deltas["mrr"]
+    assert a.value == -b.value == 0.055
+    assert abs(a.low + b.high) < 0.006
+    assert abs(a.high + b.low) < 0.006
+    assert a.low < a.value < a.high
+
+
+def check_the_seed_fixes_the_bounds(gate: ModuleType) -> None:
+    """The same seed gives the same decision, another seed other resamples."""
+    pair = column(400, wins=30, losses=8)
+    same, again, other = (judge(gate, pair, rule=Gate(resamples=1_000, seed=seed)) for seed in (1, 1, 2))
+    assert same == again
+    many = [judge(gate, pair, rule=Gate(resamples=1_000, seed=seed)).deltas["mrr"].low for seed in range(5)]
+    assert len(set(many)) > 1
+    assert other.verdict == same.verdict
+
+
+def check_resamples_in_several_blocks_are_all_filled(gate: ModuleType) -> None:
+    """Enough queries that the resamples do not fit one block: the bounds stay where they belong."""
+    delta = judge(gate, column(3_000, wins=600), rule=Gate(resamples=2_000)).deltas["mrr"]
+    assert abs(delta.low - (0.2 - 2.326 * 0.0073)) < 0.003
+    assert abs(delta.high - (0.2 + 2.326 * 0.0073)) < 0.003
+
+
+def check_detectable_and_needed_follow_the_formula(gate: ModuleType) -> None:
+    """Standard deviation 0.2, 1,000 queries, 99%: (2.3263 + 0.8416) * 0.2 / sqrt(1000); one point at 95%: 2,473."""
+    differences = np.array([0.2, -0.2] * 500) * np.sqrt(999 / 1000)
+    assert abs(gate.detectable_gain(differences, 1_000, 0.99) - 0.020036) < 1e-6
+    assert gate.needed_queries(differences, 0.01, 0.95) == 2474
+    assert gate.needed_queries(differences, 0.0, 0.95) is None
+    assert gate.needed_queries(differences, -0.01, 0.95) is None
+    assert gate.detectable_gain(differences[:1], 1_000, 0.99) is None
+    decision = judge(gate, column(400, wins=12, losses=8))
+    assert set(decision.mde) == {"recall_at_10", "mrr"}
+    assert abs(decision.mde["mrr"] - 0.0354) < 1e-4, "(2.3263 + 0.8416) * 0.22366 / sqrt(400)"
+
+
+def check_needed_queries_are_those_of_the_harder_metric(gate: ModuleType) -> None:
+    """Whichever that is; and a metric that has not gained can't be shown to have."""
+    harder, easier, lost = column(400, wins=12, losses=8), column(400, wins=14, losses=6), column(400, 8, 12)
+    assert judge(gate, harder, easier).needed_queries == judge(gate, easier, harder).needed_queries == 5021
+    assert judge(gate, harder, lost).needed_queries is None
+    assert judge(gate, lost, harder).needed_queries is None
+    assert judge(gate, lost).needed_queries is None
+
+
+# --- slices -----------------------------------------------------------------------------------------------------
+
+
+def check_a_large_slice_may_not_fall(gate: ModuleType) -> None:
+    """Two of 30 queries lost (6.7 points) hold a clear gain; the reason names slice, size, metric and fall."""
+    slices = {"fr": first(30, 400)[::-1]}
+    candidate, production = CLEAR[0].copy(), CLEAR[1].copy()
+    candidate[-2:], production[-2:] = 0, 1
+    decision = judge(gate, (candidate, production), slices=slices)
+    assert decision.verdict == "held"
+    assert any("'fr' (30 queries) falls in Recall@10 by 6.67 points" in reason for reason in decision.reasons)
+    assert decision.slices["fr"].judged
+    assert decision.slices["fr"].queries == 30
+    assert judge(gate, CLEAR, (candidate, production), slices=slices).verdict == "held", "a fall in MRR alone counts"
+    assert judge(gate, (candidate, production), CLEAR, slices=slices).verdict == "held", "and one in Recall@10 alone"
+
+
+def check_a_small_slice_is_shown_and_not_judged(gate: ModuleType) -> None:
+    """The same two queries lost among 29: promoted, and the fall is in the decision."""
+    candidate, production = CLEAR[0].copy(), CLEAR[1].copy()
+    candidate[-2:], production[-2:] = 0, 1
+    decision = judge(gate, (candidate, production), slices={"fr": first(29, 400)[::-1], "none": first(0, 400)})
+    assert decision.verdict == "promoted"
+    assert not decision.slices["fr"].judged
+    assert abs(decision.slices["fr"].values["mrr"] + 2 / 29) < 1e-9
+    assert "none" not in decision.slices
+
+
+def check_a_slice_may_fall_by_as_much_as_the_rule_allows(gate: ModuleType) -> None:
+    """Two of 40 lost are five points: allowed; three are not."""
+    candidate, production = CLEAR[0].copy(), CLEAR[1].copy()
+    candidate[-2:], production[-2:] = 0, 1
+    slices = {"fr": first(40, 400)[::-1]}
+    assert judge(gate, (candidate, production), slices=slices).verdict == "promoted"
+    candidate[-3:], production[-3:] = 0, 1
+    assert judge(gate, (candidate, production), slices=slices).verdict == "held"
+
+
+def check_the_golden_slice_is_judged_at_any_size(gate: ModuleType) -> None:
+    """One of five golden queries lost holds a clear gain."""
+    candidate, production = CLEAR[0].copy(), CLEAR[1].copy()
+    candidate[-1:], production[-1:] = 0, 1
+    decision = judge(gate, (candidate, production), slices={"golden": first(5, 400)[::-1]})
+    assert decision.verdict == "held"
+    assert decision.slices["golden"].judged
+    assert any("'golden' (5 queries) falls" in reason for reason in decision.reasons)
+    assert judge(gate, CLEAR, slices={"golden": first(5, 400)[::-1]}).verdict == "promoted"
+    assert judge(gate, CLEAR, slices={"golden": first(0, 400)}).verdict == "promoted"
+
+
+def check_the_golden_slice_may_not_fall_for_sure_even_a_little(gate: ModuleType) -> None:
+    """Every one of 100 golden queries a little worse on one metric: less than a slice may fall, and no chance."""
+    candidate, production = CLEAR[0].copy(), CLEAR[1].copy()
+    candidate[-100:], production[-100:] = 0.50, 0.52
+    for pairs in (((candidate, production), CLEAR), (CLEAR, (candidate, production))):
+        decision = judge(gate, *pairs, slices={"golden": first(100, 400)[::-1]})
+        assert decision.verdict == "held"
+        assert any("golden queries fall" in reason and "2.00 points" in reason for reason in decision.reasons)
+        assert judge(gate, *pairs, slices={"fr": first(100, 400)[::-1]}).verdict == "promoted"
+
+
+# --- closed unless opened ---------------------------------------------------------------------------------------
+
+
+def refused(decision: Any, *words: str) -> None:
+    """Held, with nothing compared, and a reason that has these words."""
+    assert decision.verdict == "held"
+    assert decision.deltas == {}
+    assert any(all(word in reason for word in words) for reason in decision.reasons), decision.reasons
+
+
+def check_the_same_model_twice_is_refused(gate: ModuleType) -> None:
+    """Whatever the scores say."""
+    refused(judge(gate, CLEAR, production={"model": "fingerprint of the candidate"}), "same model")
+
+
+def check_a_model_without_fingerprint_is_refused(gate: ModuleType) -> None:
+    """Then nobody knows what was scored."""
+    refused(judge(gate, CLEAR, candidate={"model": ""}), "no fingerprint")
+    refused(judge(gate, CLEAR, production={"model": ""}), "no fingerprint")
+
+
+def check_missing_metrics_are_refused(gate: ModuleType) -> None:
+    """Either decisive metric, on either side or on both, and any metric that only one side has."""
+    for side, index in (("candidate", 0), ("production", 1)):
+        for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
+            values = {other: CLEAR[index] for other in ("recall_at_10", "mrr") if other != name}
+            refused(judge(gate, CLEAR, **{side: {"per_query": values}}), f"The {side} has no {label}")
+        values = {"recall_at_10": CLEAR[index], "mrr": CLEAR[index], "ndcg_at_10": CLEAR[index]}
+        refused(judge(gate, CLEAR, **{side: {"per_query": values}}), "has no NDCG@10")
+        refused(judge(gate, CLEAR, **{side: {"per_query": {}}}), f"The {side} has no MRR")
+    only_recall = [{"per_query": {"recall_at_10": values}} for values in CLEAR]
+    refused(judge(gate, CLEAR, candidate=only_recall[0], production=only_recall[1]), "has no MRR")
+
+
+def check_values_that_are_no_shares_are_refused(gate: ModuleType) -> None:
+    """NaN, infinite, negative, above one: one query is enough, in any metric, on either side, and it is named."""
+    for bad in (np.nan, np.inf, -np.inf, -0.1, 1.5):
+        for side in (0, 1):
+            spoilt = (CLEAR[0].copy(), CLEAR[1].copy())
+            spoilt[side][7] = bad
+            words = ("candidate", "production")[side], "1 of 400", "query 7"
+            refused(judge(gate, spoilt, CLEAR), "Recall@10", *words)
+            refused(judge(gate, CLEAR, spoilt), "MRR", *words)
+            refused(judge(gate, CLEAR, ndcg_at_10=spoilt), "NDCG@10", *words)
+
+
+def check_lengths_that_differ_are_refused(gate: ModuleType) -> None:
+    """A value too few, a column instead of a row, words instead of numbers: on either side."""
+    for index, side in enumerate(("candidate", "production")):
+        for values in (CLEAR[index][:-1], CLEAR[index][:, None], np.array(["1"] * 400), np.array(0.5), None):
+            per_query = {"recall_at_10": CLEAR[index], "mrr": values}
+            refused(judge(gate, CLEAR, **{side: {"per_query": per_query}}), f"The {side}'s MRR", "400 queries")
+
+
+def check_different_queries_are_refused(gate: ModuleType) -> None:
+    """Other queries, the same in another order, fewer: nothing is paired then."""
+    queries = tuple(f"query {i}" for i in range(400))
+    for other in ((*queries[:-1], "another"), queries[::-1], queries[:-1], (*queries, "one more"), ()):
+        refused(judge(gate, CLEAR, production={"queries": other}), "different queries")
+        refused(judge(gate, CLEAR, candidate={"queries": other}), "different queries")
+
+
+def check_repeated_queries_are_refused(gate: ModuleType) -> None:
+    """A query that occurs twice would count as two independent ones."""
+    queries = (*(f"query {i}" for i in range(399)), "query 0")
+    decision = judge(gate, CLEAR, candidate={"queries": queries}, production={"queries": queries})
+    refused(decision, "1 test queries", "twice")
+
+
+def check_no_queries_are_refused(gate: ModuleType) -> None:
+    """An empty test set proves nothing."""
+    refused(judge(gate, (np.array([]), np.array([]))), "no test queries")
+
+
+def check_slices_that_differ_are_refused(gate: ModuleType) -> None:
+    """Other names, other queries, a mask of another length, or no mask."""
+    mask = first(50, 400)
+    for other in ({}, {"en": mask}, {"fr": mask[::-1]}, {"fr": mask[:-1]}, {"fr": mask.astype(int)}):
+        refused(judge(gate, CLEAR, slices={"fr": mask}, production={"slices": other}), "lice")
+    for wrong in (mask[:-1], mask.astype(int), np.flatnonzero(mask)):
+        refused(judge(gate, CLEAR, slices={"fr": wrong}), "'fr'", "400 test queries")
+
+
+def check_all_problems_are_named_at_once(gate: ModuleType) -> None:
+    """Two faults are two reasons, and that nothing was compared is said."""
+    spoilt = (CLEAR[0], np.full(400, np.nan))
+    decision = judge(gate, spoilt, CLEAR, production={"model": ""})
+    assert len(decision.reasons) == 3
+    assert "Nothing was compared" in decision.reasons[-1]
+
+
+def check_arguments_are_left_as_they_are(gate: ModuleType) -> None:
+    """A pure function: the same arrays afterwards, float32 or not."""
+    pair = tuple(side.astype(np.float32) for side in CLEAR)
+    before = [side.copy() for side in pair]
+    for side in pair:
+        side.flags.writeable = False
+    assert judge(gate, pair, slices={"golden": first(100, 400)}).verdict == "promoted"
+    assert all(np.array_equal(a, b) for a, b in zip(before, pair, strict=True))
+
+
+def check_reasons_are_sentences(gate: ModuleType) -> None:
+    """Every verdict comes with reasons, and each is a sentence that stands for itself."""
+    for pair in (CLEAR, CLEAR[::-1], column(400, wins=12, losses=8), column(3, wins=1), column(400, wins=0)):
+        reasons = judge(gate, pair).reasons
+        assert reasons
+        assert all(reason[0].isupper() or reason[0].isdigit() for reason in reasons)
+        assert all(reason.endswith(".") and "nan" not in reason for reason in reasons)
+
+
+CHECKS: list[Callable[[ModuleType], None]] = [
+    value for name, value in list(globals().items()) if name.startswith("check_")
+]
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+def test_gate(check: Callable[[ModuleType], None]) -> None:
+    """What the check's own docstring says."""
+    check(real_gate)
+
+
+# --- in general -------------------------------------------------------------------------------------------------
+
+values = st.one_of(st.floats(0, 1), st.floats(), st.sampled_from([0.0, 0.5, 1.0]))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_any_scores_give_a_verdict_with_reasons(data: st.DataObject) -> None:
+    """Whatever the numbers: no exception, a reason, and no promotion unless every rule holds on plain means."""
+    queries = data.draw(st.integers(0, 80))
+    columns = st.lists(values, min_size=queries, max_size=queries).map(np.array)
+    recall, mrr = (data.draw(columns), data.draw(columns)), (data.draw(columns), data.draw(columns))
+    decision = judge(real_gate, recall, mrr)
+    assert decision.reasons
+    if decision.verdict == "promoted":
+        assert queries >= 50
+        assert all(np.mean(pair[0]) > np.mean(pair[1]) for pair in (recall, mrr))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 300))
+def test_a_model_is_never_better_than_itself(seed: int, queries: int) -> None:
+    """`decide(x, x)` never promotes, nor regresses, even under two names."""
+    scores = np.random.default_rng(seed).random(queries)
+    assert judge(real_gate, (scores, scores.copy())).verdict == "held"
+
+
+def nights(count: int, queries: int, gain: float, seed: int) -> list[str]:
+    """Verdicts of simulated nights; the differences vary by .19 (Recall@10) and .20 (MRR), and go together."""
+    rng = np.random.default_rng(seed)
+    verdicts = []
+    for _ in range(count):
+        changed = rng.random(queries) < 0.0361  # of Recall@10, by one whole document: sd of the difference .19
+        up = changed & (rng.random(queries) < 0.5 + gain / (2 * 0.0361))
+        down = changed & ~up
+        production = np.where(up, 0.0, np.where(down, 1.0, rng.random(queries) < 0.75)).astype(np.float64)
+        candidate = np.where(up, 1.0, np.where(down, 0.0, production))
+        shift = rng.normal(gain / 2, 0.18, queries) + (candidate - production) / 2
+        base = np.full(queries, 0.5)
+        verdicts.append(judge(real_gate, (candidate, production), (np.clip(base + shift, 0, 1), base)).verdict)
+    return verdicts
+
+
+@pytest.mark.parametrize("queries", [50, 300])
+def test_nights_without_a_difference_are_hardly_ever_promoted(queries: int) -> None:
+    """At most 1% of nights on which both models are equally good."""
+    verdicts = nights(300, queries, gain=0.0, seed=queries)
+    assert verdicts.count("promoted") <= 3
+    assert verdicts.count("regressed") <= 12, "two metrics, each with 1%, and the luck of 300 nights"
+
+
+def test_nights_with_a_gain_of_three_points_are_promoted() -> None:
+    """At least 95% of nights with 1,000 test queries."""
+    assert nights(100, 1_000, gain=0.03, seed=0).count("promoted") >= 95
