@@ -8,6 +8,7 @@ the suite states what the numbers must be.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
@@ -16,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.dataset import RELEVANT_SCORE, encode_texts, index_documents
+from tasks.dataset import RELEVANT_SCORE, encode_texts, flat_negatives, index_documents
 from tasks.splits import document_key
 
 Column: TypeAlias = Any  # pa.Array | pa.ChunkedArray: pyarrow ships no types
@@ -24,6 +25,8 @@ Flags: TypeAlias = NDArray[np.bool_]
 
 _VISIBLE: Final = r"[^\pZ\pC]"
 """A character that can be seen: no separator, no control or format character (so a lone zero-width space is blank)."""
+
+_BATCH: Final = 1 << 16
 
 LANGUAGE_SAMPLE: Final = 1_000
 """Rows whose language is looked at: the standard error of a share is at most 1.6 points."""
@@ -45,16 +48,17 @@ class Frame:
 
 def label_frame(rows: pa.Table) -> Frame:
     """Pairs and golden rows: lengths in characters, flags for blank and equal texts, scores, conflicting labels."""
-    chosen = np.flatnonzero(_flags(pc.not_equal(rows["kind"], "corpus")))
-    table = rows.take(pa.array(chosen))
+    labelled = pc.not_equal(rows["kind"], "corpus")
+    chosen = np.flatnonzero(_flags(labelled))
+    table = rows if len(chosen) == len(rows) else rows.filter(labelled)  # `take` would copy every text, twice
     query, document, score = table["query"], table["document"], table["score"]
     repeated, contradicted = _conflicts(table)
     columns = {
-        "query_chars": pc.utf8_length(query),
+        "query_chars": _chars(query),
         "query_blank": _blank(query),
-        "document_chars": pc.utf8_length(document),
+        "document_chars": _chars(document),
         "document_blank": _blank(document),
-        "query_is_document": _same(query, document),
+        "query_is_document": _flag(table, _query_is_document),
         # Great Expectations takes NaN for a missing value and lets it pass; infinity it sees
         "score": pc.if_else(pc.is_nan(score), math.inf, score),
         "repeated": repeated,
@@ -65,23 +69,21 @@ def label_frame(rows: pa.Table) -> Frame:
 
 def negative_frame(rows: pa.Table) -> Frame:
     """Every negative of every row: its length, and whether it is blank or the row's own document."""
-    lists = rows["negatives"].cast(pa.large_list(pa.large_string())).combine_chunks()
-    parents = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
-    negative = pc.list_flatten(lists)
-    document = rows["document"].cast(pa.large_string()).take(pa.array(parents))
+    negative, parents = flat_negatives(rows)
     columns = {
-        "negative_chars": pc.utf8_length(negative),
+        "negative_chars": _chars(negative),
         "negative_blank": _blank(negative),
-        "negative_is_document": _same(negative, document),
+        "negative_is_document": _flag(rows, _negative_is_document),
     }
     return Frame(columns, parents, {"negative": negative})
 
 
 def corpus_frame(rows: pa.Table) -> Frame:
     """Further documents to search: length, and whether they are blank."""
-    chosen = np.flatnonzero(_flags(pc.equal(rows["kind"], "corpus")))
-    document = rows["document"].take(pa.array(chosen))
-    columns = {"document_chars": pc.utf8_length(document), "document_blank": _blank(document)}
+    unlabelled = pc.equal(rows["kind"], "corpus")
+    chosen = np.flatnonzero(_flags(unlabelled))
+    document = rows["document"].filter(unlabelled)
+    columns = {"document_chars": _chars(document), "document_blank": _blank(document)}
     return Frame(columns, chosen, {"document": document})
 
 
@@ -109,9 +111,10 @@ def language_sample(labels: Frame) -> list[str]:
     Together, because a query alone is often too short to tell its language; the document's start is enough.
     """
     count = len(labels.rows)
-    places = pa.array(np.unique(np.linspace(0, max(count - 1, 0), min(count, LANGUAGE_SAMPLE)).astype(np.int64)))
-    queries, documents = (pc.fill_null(labels.texts[name].take(places), "") for name in ("query", "document"))
-    return [f"{q} {d[:200]}" for q, d in zip(queries.to_pylist(), documents.to_pylist(), strict=True)]
+    places = np.unique(np.linspace(0, max(count - 1, 0), min(count, LANGUAGE_SAMPLE)).astype(np.int64))
+    query, document = labels.texts["query"], labels.texts["document"]
+    # one by one: `take` would copy the whole column first
+    return [f"{query[int(i)].as_py() or ''} {(document[int(i)].as_py() or '')[:200]}" for i in places]
 
 
 def _conflicts(table: pa.Table) -> tuple[Column, Column]:
@@ -121,8 +124,8 @@ def _conflicts(table: pa.Table) -> tuple[Column, Column]:
     """
     corpus = index_documents(table)
     query = encode_texts(table["query"], document_key).codes
-    label = query * len(corpus.documents) + corpus.document_of
-    wrong = query[corpus.negative_row] * len(corpus.documents) + corpus.negative
+    label = query * len(corpus) + corpus.document_of
+    wrong = query[corpus.negative_row] * len(corpus) + corpus.negative
     relevant = _flags(pc.fill_null(pc.greater_equal(table["score"], RELEVANT_SCORE), True))
     repeated = np.ones(len(label), dtype=bool)
     repeated[np.unique(label * 2 + _flags(pc.equal(table["kind"], "golden")), return_index=True)[1]] = False
@@ -135,15 +138,33 @@ def _flags(column: Column) -> Flags:
     return flags
 
 
+def _chars(texts: Column) -> Column:
+    """Lengths as 64-bit floats: Great Expectations compares other number types value by value, in Python."""
+    return pc.utf8_length(texts).cast(pa.float64())
+
+
 def _blank(texts: Column) -> Column:
     """Whether a text has no character to see; false for a missing one, which is another finding."""
     return pc.invert(pc.fill_null(pc.match_substring_regex(texts, _VISIBLE), True))
 
 
+def _flag(table: pa.Table, condition: Callable[[pa.RecordBatch], Column]) -> Column:
+    """A condition batch by batch, since each copies the texts that it looks at."""
+    return pa.chunked_array([condition(batch) for batch in table.to_batches(max_chunksize=_BATCH)], pa.bool_())
+
+
+def _query_is_document(batch: pa.RecordBatch) -> Column:
+    return _same(batch["query"], batch["document"])
+
+
+def _negative_is_document(batch: pa.RecordBatch) -> Column:
+    lists = batch["negatives"]
+    return _same(pc.list_flatten(lists), batch["document"].take(pc.list_parent_indices(lists)))
+
+
 def _same(left: Column, right: Column) -> Column:
     """Whether two texts are equal up to white space around them; false where one is missing."""
-    trimmed = [pc.utf8_trim_whitespace(texts.cast(pa.large_string())) for texts in (left, right)]
-    return pc.fill_null(pc.equal(*trimmed), False)
+    return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(left), pc.utf8_trim_whitespace(right)), False)
 
 
 def _drift(lengths: Column, fresh: Flags, older: Flags) -> float | None:

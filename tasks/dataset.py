@@ -83,19 +83,21 @@ class Codes:
     """For each code, the position of the first text that has it."""
 
 
-def encode_texts(texts: pa.Array | pa.ChunkedArray, key: Callable[[str], str]) -> Codes:
+def encode_texts(texts: pa.ChunkedArray, key: Callable[[str], str]) -> Codes:
     """Number texts by key. Every distinct text is normalised once, and only digests are kept.
 
     A missing text is numbered as an empty one; the data checks do not let one through.
     """
-    spelled = pc.fill_null(_one_array(texts.cast(pa.large_string())), "").dictionary_encode()
+    filled = texts.fill_null("") if texts.null_count else texts
+    spelled = filled.cast(pa.large_string()).dictionary_encode()  # every chunk gets the same, complete dictionary
+    distinct = spelled.chunk(0).dictionary if spelled.num_chunks else pa.array([], pa.large_string())
     digests = [
         hashlib.blake2b(key(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        for start in range(0, len(spelled.dictionary), _CHUNK)
-        for text in spelled.dictionary.slice(start, _CHUNK).to_pylist()
+        for start in range(0, len(distinct), _CHUNK)
+        for text in distinct.slice(start, _CHUNK).to_pylist()
     ]
-    keys = pa.array(digests, pa.binary(16)).dictionary_encode().indices.to_numpy()
-    codes = keys.astype(np.int64)[spelled.indices.to_numpy()]
+    keys = pa.array(digests, pa.binary(16)).dictionary_encode().indices.to_numpy().astype(np.int64)
+    codes = np.concatenate([np.zeros(0, np.int64), *(keys[chunk.indices.to_numpy()] for chunk in spelled.chunks)])
     return Codes(codes, np.unique(codes, return_index=True)[1])
 
 
@@ -114,16 +116,17 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
     A document that is relevant to a test query may be trained on with other queries: it is in the corpus of both.
     """
     corpus = index_documents(rows)
-    n = len(corpus.documents)
-    labelled = np.flatnonzero(_mask(pc.not_equal(rows["kind"], "corpus")))
-    table = rows.take(pa.array(labelled))
+    n = len(corpus)
+    is_labelled = pc.not_equal(rows["kind"], "corpus")
+    labelled = np.flatnonzero(_mask(is_labelled))
+    table = rows.filter(is_labelled)
     golden_row = _mask(pc.equal(table["kind"], "golden"))
     relevant_row = _mask(pc.fill_null(pc.greater_equal(table["score"], relevant_score), True))
 
     texts = encode_texts(table["query"], document_key)
     queries = table["query"].take(pa.array(texts.first)).to_pylist()
     query_keys = [query_key(query) for query in queries]
-    keys = encode_texts(pa.array(query_keys, pa.string()), str)
+    keys = encode_texts(pa.chunked_array([query_keys], pa.large_string()), str)
     key_of_row = keys.codes[texts.codes]
     side = np.array([split.side_of_key(query_keys[i]) for i in keys.first], dtype="U5")
     side[key_of_row[golden_row]] = "test"
@@ -156,7 +159,7 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
         train=_distinct(rows, corpus, key_of, text_of, labels),
         dev=evaluation_set("dev"),
         test=evaluation_set("test"),
-        documents=corpus.documents.to_pylist(),
+        documents=corpus.spelled(np.arange(n)).to_pylist(),
     )
 
 
@@ -164,7 +167,10 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
 class Corpus:
     """The distinct documents of some rows, and which of them each row and each negative is."""
 
-    documents: pa.Array
+    texts: pa.ChunkedArray
+    """Every text of every row, repetitions included."""
+    first: Indices
+    """For each document, where in `texts` it was first spelled."""
     document_of: Indices
     """For each row, its document."""
     negative_row: Indices
@@ -172,24 +178,42 @@ class Corpus:
     negative: Indices
     """For each negative of any row, the document that it is."""
 
+    def __len__(self) -> int:
+        """How many documents there are."""
+        return len(self.first)
+
+    def spelled(self, documents: Indices) -> pa.Array:
+        """The texts of some documents, in the spelling that came first."""
+        return self.texts.take(pa.array(self.first[documents])).combine_chunks()
+
 
 def index_documents(rows: pa.Table) -> Corpus:
     """Number the documents and negatives of all rows (schema `tasks.intake.ROWS`) in order of arrival."""
-    lists = _one_array(rows["negatives"].cast(pa.large_list(pa.large_string())))
-    negative_row = pc.list_parent_indices(lists).to_numpy().astype(np.int64)
-    texts = pa.concat_arrays([_one_array(rows["document"].cast(pa.large_string())), pc.list_flatten(lists)])
-    arrival = np.argsort(np.concatenate([np.arange(rows.num_rows), negative_row]), kind="stable")
-    texts = texts.take(pa.array(arrival))
+    negative, negative_row = flat_negatives(rows)
+    document = rows["document"].cast(pa.large_string())
+    texts = pa.chunked_array([*document.chunks, *negative.chunks], pa.large_string())
     encoded = encode_texts(texts, document_key)
-    codes = np.empty_like(encoded.codes)
-    codes[arrival] = encoded.codes
-    documents = texts.take(pa.array(encoded.first))
-    return Corpus(documents, codes[: rows.num_rows], negative_row, codes[rows.num_rows :])
+    # a row's negatives arrive after its document and before the next row
+    arrival = np.argsort(np.concatenate([np.arange(len(rows)), negative_row]), kind="stable")
+    first = np.sort(np.unique(encoded.codes[arrival], return_index=True)[1])  # each document's first place in it
+    new = np.empty(len(first), dtype=np.int64)
+    new[encoded.codes[arrival[first]]] = np.arange(len(first))
+    codes = new[encoded.codes]
+    return Corpus(texts, arrival[first], codes[: len(rows)], negative_row, codes[len(rows) :])
+
+
+def flat_negatives(rows: pa.Table) -> tuple[pa.ChunkedArray, Indices]:
+    """All negatives of all rows one after the other, and for each of them its row."""
+    chunks = rows["negatives"].cast(pa.large_list(pa.large_string())).chunks
+    starts = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+    parents = [pc.list_parent_indices(c).to_numpy() + s for c, s in zip(chunks, starts[:-1], strict=True)]
+    texts = pa.chunked_array([pc.list_flatten(chunk) for chunk in chunks], pa.large_string())
+    return texts, np.concatenate([np.zeros(0, np.int64), *parents]).astype(np.int64)
 
 
 def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices, labels: Indices) -> pa.Table:
     """The rows whose `key_of` is not -1, once per query text, document and presence of a score (see `build`)."""
-    n = len(corpus.documents)
+    n = len(corpus)
     chosen = np.flatnonzero(key_of >= 0)
     scored = _mask(pc.is_valid(rows["score"]))
     same = (text_of[chosen] * n + corpus.document_of[chosen]) * 2 + scored[chosen]
@@ -209,7 +233,7 @@ def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices,
     usable &= corpus.negative != corpus.document_of[corpus.negative_row]
     negatives = np.unique(own[usable] * n + corpus.negative[usable])
     offsets = np.searchsorted(negatives, np.arange(len(kept) + 1) * n)
-    texts = corpus.documents.take(pa.array(negatives % max(n, 1)))
+    texts = corpus.spelled(negatives % max(n, 1))
 
     train = rows.take(pa.array(kept))
     train = _replaced(train, "negatives", pa.LargeListArray.from_arrays(pa.array(offsets), texts))
@@ -232,11 +256,6 @@ def _first_values(column: pa.ChunkedArray, codes: Indices, n_codes: int) -> list
 def _replaced(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
     """The table with one column replaced."""
     return table.set_column(table.schema.get_field_index(name), name, column)
-
-
-def _one_array(column: pa.Array | pa.ChunkedArray) -> pa.Array:
-    """A column as one array (only for large types: 32-bit offsets would end at 2 GiB)."""
-    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def _mask(condition: pa.ChunkedArray) -> Mask:
