@@ -14,10 +14,11 @@ import hashlib
 import importlib.util
 import json
 import mmap
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
@@ -40,9 +41,33 @@ _DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transfor
 _SLAB: Final = 16_384
 """Texts tokenised and sorted at a time: enough to leave no padding, little enough to bound memory."""
 
+_TOKENISED_TOGETHER: Final = 256
+"""Texts per call of the tokenizer, of similar length: its padding is thrown away again."""
+
+PARITY: Final = 0.9999
+"""Least cosine between a path's vector and that of the plain fp32 `encode`, over the sample it is judged by.
+
+bf16 under autocast reaches 0.99997 on all-MiniLM-L6-v2; int8 reaches 0.96, which changes verdicts."""
+
+_WORTHWHILE: Final = 1.3
+"""Times by which a path of less precision must be faster: far enough from both 1 and the factor of 2 that CPUs with
+bf16 dot products show, so that the choice, and with it the cache, does not flip from night to night."""
+
+_SAMPLE: Final = 48
+"""Texts by which the numeric path is chosen."""
+
 
 class ModelError(Exception):
-    """A model cannot be used: it is missing, not to be trusted, or gives vectors that are no numbers."""
+    """A model cannot be used: it is missing, not to be trusted, or its vectors are not usable."""
+
+
+class VectorError(ModelError):
+    """A model gave a vector that is not finite or has no direction; names the model and the text's index."""
+
+    def __init__(self, model: str, index: int) -> None:
+        super().__init__(f"{model} gives no usable vector (NaN, infinite or zero) for the text at index {index}")
+        self.model = model
+        self.index = index
 
 
 # --- which model ---------------------------------------------------------------------------------------------
@@ -143,9 +168,9 @@ def load(folder: Path, device: str | None = None) -> SentenceTransformer:
 
     `device` defaults to the best there is: CUDA, MPS, ... or the CPU.
     """
+    check_folder(folder)
     from sentence_transformers import SentenceTransformer
 
-    check_folder(folder)
     return SentenceTransformer(
         str(folder),
         device=device,
@@ -202,14 +227,17 @@ def weights_hash(folder: Path) -> str:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Tensors by name and where their bytes start: 8 bytes length, JSON, data (the safetensors format)."""
+    """Tensors by name and where their bytes start: 8 bytes length, JSON, data (the safetensors format).
+
+    Without `position_ids`, a range of numbers that older versions of transformers saved and newer ones leave out.
+    """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
             raise ModelError(f"{path} is truncated or no safetensors file")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
-    return header, 8 + length
+    return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length
 
 
 # --- numeric paths -------------------------------------------------------------------------------------------
@@ -217,19 +245,136 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 @dataclass(frozen=True)
 class NumericPath:
-    """How vectors are computed: `plain` is the library's own encode; others by token budget, in `dtype`."""
+    """One way to compute vectors, the same for both models of a comparison.
+
+    Attributes:
+        name: what reports and cache keys call it.
+        token_budget: tokens per batch, padding included; None leaves batching to the library's own `encode`.
+        bf16: matrix products in bfloat16 under autocast; sums, softmax, normalisation and pooling stay float32.
+    """
 
     name: str
-    dtype: str = "float32"
-    token_budget: int = 1024
-    plain: bool = False
+    token_budget: int | None
+    bf16: bool = False
 
 
-PLAIN: Final = NumericPath("plain", plain=True)
-FP32: Final = NumericPath("fp32")
+PLAIN: Final = NumericPath("plain-fp32", None)
+FP32: Final = NumericPath("fp32", 512)
+BF16: Final = NumericPath("bf16", 512, bf16=True)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a numeric path did on the sample: texts per second, and the least cosine to plain fp32 of any model."""
+
+    path: NumericPath
+    texts_per_second: float
+    least_cosine: float
+
+
+def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) -> list[Measurement]:
+    """Encode a few texts of the sample with every model on every path; plain fp32 comes first and is the reference.
+
+    The texts are spread evenly over the sample's lengths, for padding and rounding both depend on length.
+    """
+    by_length = sorted(set(sample), key=lambda text: (len(text), text))
+    step = max(1.0, len(by_length) / _SAMPLE)
+    texts = [by_length[int(place)] for place in np.arange(0, len(by_length), step)]
+    if not texts or not models:
+        raise ValueError(f"a numeric path is chosen on texts and models, got {len(texts)} and {len(models)}")
+    reference = [encode(model, texts, "document", path=PLAIN) for model in models]
+    found = []
+    for path in (PLAIN, FP32, BF16):
+        encode(models[0], texts[:2], "document", path=path)  # the first use of a kernel prepares it
+        seconds = 0.0
+        least = 1.0
+        for model, expected in zip(models, reference, strict=True):
+            start = time.perf_counter()
+            vectors = encode(model, texts, "document", path=path)
+            seconds += time.perf_counter() - start
+            least = min(least, float((vectors * expected).sum(axis=1).min()))
+        found.append(Measurement(path, len(models) * len(texts) / seconds, least))
+    return found
+
+
+def choose_path(models: Sequence[SentenceTransformer], sample: Sequence[str], *, parity: float = PARITY) -> NumericPath:
+    """The fastest numeric path whose vectors agree with plain fp32 for every model; measured in a few seconds.
+
+    Choose once per night, with both models and real texts, and pass the value to every `encode`.
+    """
+    return fastest(measure_paths(models, sample), parity)
+
+
+def fastest(measured: Sequence[Measurement], parity: float = PARITY) -> NumericPath:
+    """bf16 where it holds parity and clearly pays, else fp32 in batches by budget where that agrees, else plain."""
+    by_path = {measurement.path: measurement for measurement in measured}
+    holding = {path for path, measurement in by_path.items() if measurement.least_cosine >= parity}
+    exact = FP32 if FP32 in holding else PLAIN
+    if BF16 in holding and by_path[BF16].texts_per_second >= _WORTHWHILE * by_path[exact].texts_per_second:
+        return BF16
+    return exact
 
 
 # --- encoding ------------------------------------------------------------------------------------------------
+
+
+class Encoder(Protocol):
+    """Turns texts into unit vectors, and says under which key vectors like these may be kept."""
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+
+    def key(self, role: Role) -> str:
+        """Hex digest of everything but the text that a vector depends on."""
+
+    def encode(self, texts: Sequence[str], role: Role, *, on_progress: Progress | None = None) -> np.ndarray:
+        """Float32 unit vectors of shape (n_texts, dimension)."""
+
+
+@dataclass(frozen=True)
+class ModelEncoder:
+    """A loaded model on one numeric path; `fingerprint` is that of the folder it was loaded from."""
+
+    model: SentenceTransformer
+    fingerprint: str
+    path: NumericPath
+
+    @classmethod
+    def open(cls, folder: Path, path: NumericPath, *, device: str | None = None) -> ModelEncoder:
+        """Load a model's folder and take its fingerprint."""
+        return cls(load(folder, device), fingerprint(folder), path)
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector."""
+        return _dimension(self.model)
+
+    def key(self, role: Role) -> str:
+        """Hex digest of model, numeric path, role, prompt, lengths, device and the libraries' versions.
+
+        Prompt and lengths are those of the loaded model: changed in memory, they change the key.
+        """
+        import sentence_transformers
+        import torch
+        import transformers
+
+        facts = {
+            "fingerprint": self.fingerprint,
+            "path": self.path.name,
+            "role": role,
+            "prompt": prompt_for(self.model, role),
+            "max_length": self.model.max_seq_length,
+            "dimension": self.dimension,
+            "device": self.model.device.type,
+            "versions": [module.__version__ for module in (torch, transformers, sentence_transformers)],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def encode(self, texts: Sequence[str], role: Role, *, on_progress: Progress | None = None) -> np.ndarray:
+        """Float32 unit vectors of shape (n_texts, dimension). Raises VectorError."""
+        name = f"model {self.fingerprint[:12]}"
+        return encode(self.model, texts, role, path=self.path, on_progress=on_progress, name=name)
 
 
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
@@ -246,22 +391,28 @@ def encode(
     *,
     path: NumericPath = FP32,
     on_progress: Progress | None = None,
+    name: str = "the model",
 ) -> np.ndarray:
     """Encode texts as the model will be served; returns float32 unit vectors of shape (n_texts, dimension).
 
-    `on_progress(done, total)` is called after each batch. Raises ModelError naming the first text whose vector is
-    not finite or has no direction.
+    A model that is not a plain text encoder (images, several towers, static embeddings) goes through the library's
+    own `encode` on any path. `on_progress(done, total)` is called after each batch.
+
+    Raises VectorError naming `name` and the index of the first text whose vector is not finite or is zero.
     """
-    total = len(texts)
-    vectors = np.empty((total, _dimension(model)), np.float32)
+    import torch
+
+    vectors = np.empty((len(texts), _dimension(model)), np.float32)
     done = 0
-    for start in range(0, total, _SLAB):
-        for rows, batch in _batches(model, texts[start : start + _SLAB], role, path):
-            vectors[start + rows] = batch
-            done += len(rows)
-            if on_progress is not None:
-                on_progress(done, total)
-    return _unit(vectors, str(model.model_card_data.base_model or "the model"))
+    # one autocast for all batches: it converts each weight once and keeps it until it ends
+    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=path.bf16):
+        for start in range(0, len(texts), _SLAB):
+            for rows, batch in _encode_slab(model, texts[start : start + _SLAB], role, path):
+                vectors[start + rows] = batch
+                done += len(rows)
+                if on_progress is not None:
+                    on_progress(done, len(texts))
+    return _unit(vectors, name)
 
 
 def _dimension(model: SentenceTransformer) -> int:
@@ -272,46 +423,39 @@ def _dimension(model: SentenceTransformer) -> int:
 
 
 def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
-    """Divide each row by its length; the model's own Normalize module, where there is one, changes nothing here."""
+    """Divide each row by its length; after a model's own Normalize module this changes only rounding."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
     if len(bad):
-        raise ModelError(
-            f"{name} gives no usable vector for {len(bad)} of {len(vectors)} texts, first at index {bad[0]}"
-        )
-    return np.asarray(vectors / norms, np.float32)
+        raise VectorError(name, int(bad[0]))
+    vectors /= norms
+    return vectors
 
 
-def _batches(
+def _encode_slab(
     model: SentenceTransformer, texts: Sequence[str], role: Role, path: NumericPath
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (indices of texts, their vectors) until every text has one."""
     prompt = prompt_for(model, role)
-    features = None if path.plain else _tokenise(model, texts, role, prompt)
-    if features is None:
-        encode_role = model.encode_query if role == "query" else model.encode_document
-        for start in range(0, len(texts), 256):
-            rows = np.arange(start, min(start + 256, len(texts)))
-            yield rows, encode_role(list(texts[start : start + 256]), show_progress_bar=False)
+    tokens = None if path.token_budget is None else _tokenise(model, texts, role, prompt)
+    if tokens is None or path.token_budget is None:
+        library = model.encode_query if role == "query" else model.encode_document
+        for start in range(0, len(texts), _TOKENISED_TOGETHER):
+            found = library(list(texts[start : start + _TOKENISED_TOGETHER]), show_progress_bar=False)
+            yield np.arange(start, start + len(found)), found
         return
-    from torch.nn.utils.rnn import pad_sequence
-
     model.eval()
-    lengths = np.array([len(ids) for ids in features["input_ids"]])
-    extra: dict[str, Any] = {"modality": "text"} | ({"prompt_length": features["prompt_length"]} if prompt else {})
-    padding = {"input_ids": model.tokenizer.pad_token_id or 0, "attention_mask": 0, "token_type_ids": 0}
-    for rows in _by_budget(lengths, path.token_budget):
-        batch = {
-            name: pad_sequence([values[i] for i in rows], batch_first=True, padding_value=padding[name])
-            for name, values in features.items()
-            if name in padding
-        }
-        yield rows, _forward(model, {name: value.to(model.device) for name, value in batch.items()} | extra)
+    lengths = np.array([len(ids) for ids in tokens.columns["input_ids"]])
+    for rows in by_budget(lengths, path.token_budget):
+        yield rows, _forward(model, tokens.padded(rows))
 
 
-def _by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Group texts of similar length so that each group, padded, holds at most `budget` tokens (or one text)."""
-    order = np.argsort(-lengths, kind="stable")  # longest first: memory is needed, or missing, at once
+def by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Group texts of similar length so that each group, padded, holds at most `budget` tokens (or is one text).
+
+    The longest come first: if memory does not suffice, that shows at once.
+    """
+    order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
         size = max(1, budget // max(1, int(lengths[order[start]])))
@@ -319,47 +463,71 @@ def _by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         start += size
 
 
-def _tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role, prompt: str) -> dict[str, Any] | None:
-    """Token ids, attention mask, ... per text, without padding; None where the model is not a plain text encoder.
+@dataclass(frozen=True)
+class _Tokens:
+    """Texts as the model's inputs, one tensor of shape (length,) per text and input, and what to pad each with."""
+
+    columns: dict[str, list[torch.Tensor]]
+    padding: dict[str, int]
+    shared: dict[str, Any]
+
+    def padded(self, rows: np.ndarray) -> dict[str, Any]:
+        """Inputs of some texts, each of shape (len(rows), longest of them)."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        batch = {
+            name: pad_sequence([values[row] for row in rows], batch_first=True, padding_value=self.padding[name])
+            for name, values in self.columns.items()
+        }
+        return batch | self.shared
+
+
+def _tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role, prompt: str) -> _Tokens | None:
+    """Tokenise each text once, without padding; None where the model is not a plain text encoder.
 
     The model's own `preprocess` does the work, so prompts, truncation and special tokens are the served ones.
     """
-    columns: dict[str, Any] = {}
-    order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-    for start in range(0, len(order), 256):
-        rows = order[start : start + 256]
-        batch = model.preprocess([texts[i] for i in rows], prompt=prompt or None, task=role)
-        if not _is_plain_text(model, batch):
+    pad = getattr(model.tokenizer, "pad_token_id", None)
+    if not isinstance(pad, int):
+        return None
+    tokens = _Tokens({}, {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}, {})
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    for start in range(0, len(order), _TOKENISED_TOGETHER):
+        rows = order[start : start + _TOKENISED_TOGETHER]
+        batch = model.preprocess([texts[row] for row in rows], prompt=prompt or None, task=role)
+        if not _is_plain_text(batch):
             return None
-        keep = batch["attention_mask"].bool()
-        for name in ("input_ids", "attention_mask", "token_type_ids"):
-            if name in batch:
-                column = columns.setdefault(name, [None] * len(texts))
-                for row, values, real in zip(rows, batch[name], keep, strict=True):
-                    column[row] = values[real]
-        columns["prompt_length"] = batch.get("prompt_length")
-    return columns
+        lengths = batch["attention_mask"].sum(dim=1).tolist()
+        for name, values in batch.items():
+            if name not in tokens.padding:
+                tokens.shared[name] = values
+                continue
+            column = tokens.columns.setdefault(name, [values] * len(texts))
+            for row, line, length in zip(rows, values, lengths, strict=True):
+                column[row] = line[:length]
+    return tokens
 
 
-def _is_plain_text(model: SentenceTransformer, batch: dict[str, Any]) -> bool:
-    """Whether a preprocessed batch can be cut and padded anew: ids and masks only, padded on the right."""
+def _is_plain_text(batch: dict[str, Any]) -> bool:
+    """Whether a preprocessed batch can be cut and padded anew: token ids and masks only, padded on the right."""
     import torch
 
-    known = {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length"}
     mask = batch.get("attention_mask")
     return (
-        {"input_ids", "attention_mask"} <= set(batch) <= known
+        {"input_ids", "attention_mask"} <= set(batch)
+        and set(batch) <= {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length"}
         and batch.get("modality", "text") == "text"
         and isinstance(mask, torch.Tensor)
         and bool((mask[:, 1:] <= mask[:, :-1]).all())
-        and getattr(model.tokenizer, "pad_token_id", None) is not None
     )
 
 
-def _forward(model: SentenceTransformer, features: dict[str, Any]) -> np.ndarray:
+def _forward(model: SentenceTransformer, inputs: dict[str, Any]) -> np.ndarray:
     """One batch through the model, cut to its `truncate_dim`; float32 of shape (batch, dimension)."""
     import torch
 
-    with torch.inference_mode():
-        vectors: torch.Tensor = model(features)["sentence_embedding"]
+    on_device = {
+        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+    }
+    vectors: torch.Tensor = model(on_device)["sentence_embedding"]
     return vectors[:, : model.truncate_dim].float().cpu().numpy()
