@@ -13,7 +13,7 @@ from typing import Final
 
 from tasks.registry import history
 from tasks.storage import Entry, Store
-from tasks.versions import MANIFEST, RETIRED
+from tasks.versions import MANIFEST, RETIRED, is_version
 
 MIN_AGE: Final = timedelta(days=1)
 """Longer than any run: what was written more recently may be on its way into production."""
@@ -46,11 +46,12 @@ def retire(store: Store, *, keep: int, ledger_entries: int, now: datetime | None
 
 
 def _by_version(store: Store, version: str = "") -> dict[str, dict[str, Entry]]:
-    """Objects of all versions, or of one, by version and path in its folder."""
+    """Objects of all versions, or of one, by version and path in its folder; what is no version is not ours."""
     found: dict[str, dict[str, Entry]] = {}
     for entry in store.entries(f"models/{version}/" if version else "models/"):
-        _, name, path = entry.key.split("/", 2)
-        found.setdefault(name, {})[path] = entry
+        name, _, path = entry.key.removeprefix("models/").partition("/")
+        if is_version(name):
+            found.setdefault(name, {})[path] = entry
     return found
 
 

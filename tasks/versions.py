@@ -110,6 +110,11 @@ def version_of(manifest: bytes) -> str:
     return hashlib.sha256(manifest).hexdigest()[:16]
 
 
+def is_version(name: str) -> bool:
+    """Whether a text has the form of a version's name."""
+    return len(name) == 16 and set(name) <= set("0123456789abcdef")
+
+
 def weights_hash(files: Mapping[str, File]) -> str:
     """The sha256 of what `sha256sum` prints for the weight files, in the order of their paths."""
     lines = [f"{file.sha256}  {path}\n" for path, file in sorted(files.items()) if path.endswith(".safetensors")]
@@ -195,7 +200,7 @@ def read_manifest(store: Store, version: str) -> Manifest:
 
 
 def _find_manifest(store: Store, version: str) -> Blob:
-    if not (len(version) == 16 and set(version) <= set("0123456789abcdef")):
+    if not is_version(version):
         raise VersionError(f"{version!r} is no version: a version is 16 hex digits")
     blob = store.find(f"models/{version}/{MANIFEST}")
     if blob is None:

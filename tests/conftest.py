@@ -25,7 +25,13 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweedfs.S3
         yield server
 
 
+@pytest.fixture(scope="session")
+def bucket(s3_server: seaweedfs.S3Server) -> Store:
+    """The bucket as one store: its client is shared, since making one costs more than most tests."""
+    return Store.open("s3://ratchet")
+
+
 @pytest.fixture
-def store(s3_server: seaweedfs.S3Server) -> Store:
+def store(bucket: Store) -> Store:
     """An empty store of its own on the real server; credentials are in the environment."""
-    return Store.open(f"s3://ratchet/{uuid.uuid4().hex}")
+    return Store(f"s3://ratchet/{uuid.uuid4().hex}", bucket._client)
