@@ -205,7 +205,7 @@ def deploy(
         stack.adopt()
     registration.ensure_pools(pool_type)
     registration.register()
-    console.print("registered: retrain/nightly, fine-tune/gpu, watch-production/hourly, rollback/manual")
+    console.print(f"registered every deployment of {escape(str(local.DEPLOYMENTS))}")
 
 
 @app.command()
@@ -339,9 +339,8 @@ def rollback(
 @app.command()
 def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
     """List the rows that were rejected: reasons with counts, and an example of each."""
-    from tasks.intake import quarantined
-
     from deployments import show
+    from tasks.intake import quarantined
 
     show.to(console, show.rejected(quarantined(_connect(state, store))))
 
@@ -379,7 +378,7 @@ def _store_url(stack: local.Stack | None, store: str | None) -> str | None:
     if stack is not None and not named:
         stack.adopt()
         return store or stack.store()
-    return store or named
+    return store or named or None
 
 
 def _connect(state: Path | None, store: str | None) -> Store:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,6 +28,13 @@ _POLL_SECONDS: Final = 1.5
 _AWAY_SECONDS: Final = 120.0
 
 
+_PLUMBING: Final = re.compile(
+    r"Running \d+ deployment pull|Executing deployment step|Deployment step '|All deployment steps|Beginning |"
+    r"Finished in state Completed|Worker '|Flow run '"
+)
+"""What Prefect itself says about every run, and nobody who follows a night wants to read."""
+
+
 class RunError(Exception):
     """The run could not be started, or ended without a verdict; the message says how."""
 
@@ -36,12 +44,45 @@ def night(console: Console, store: Store, deployment: str, parameters: dict[str,
 
     Raises RunError when the deployment is unknown or the API is away, and when the run ends without an outcome.
     """
-    run = start(deployment, parameters)
+    run = under_way(deployment, store)
+    if run is None:
+        run = start(deployment, parameters)
+    else:
+        console.print("a run of this deployment on this store is under way already: following that one")
     final = follow(console, run)
     outcome = find_outcome(store, run)
     if outcome is None:
-        raise RunError(f"the run ended {final} without an outcome")
+        raise RunError(
+            f"the run ended {final} without an outcome"
+            + ("; another run of the deployment was under way" if final == "Cancelled" else "")
+        )
     return outcome
+
+
+def under_way(deployment: str, store: Store) -> UUID | None:
+    """The run of a deployment that works on this store now, or None: as when a terminal was closed over it."""
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.filters import FlowRunFilter
+    from prefect.exceptions import ObjectNotFound
+
+    with get_client(sync_client=True) as client:
+        try:
+            found = client.read_deployment_by_name(deployment)
+        except ObjectNotFound:
+            return None
+        except httpx.HTTPError as error:
+            raise RunError(f"the Prefect API does not answer: {error}") from error
+        chosen = FlowRunFilter.model_validate(
+            {
+                "deployment_id": {"any_": [found.id]},
+                "state": {"type": {"any_": ["SCHEDULED", "PENDING", "RUNNING"]}},
+                "expected_start_time": {"before_": datetime.now(UTC)},
+            }
+        )
+        for run in client.read_flow_runs(flow_run_filter=chosen):
+            if run.parameters.get("store") == store.url:
+                return run.id
+    return None
 
 
 def start(deployment: str, parameters: dict[str, Any]) -> UUID:
@@ -73,6 +114,8 @@ def follow(console: Console, run: UUID) -> str:
                 state = client.read_flow_run(run).state
                 runs = [run, *_children(client, run)]
                 for line in lines.new(client, runs):
+                    if line.level <= logging.INFO and _PLUMBING.match(line.message):
+                        continue
                     console.print(f"[dim]{line.timestamp.astimezone():%H:%M:%S}[/dim] {escape(line.message)}")
                 bars.update(client, runs)
                 reached = time.monotonic()

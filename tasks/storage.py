@@ -127,6 +127,8 @@ class Store:
                 if status == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
                 raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            except BotoCoreError as error:  # no server there, or no credentials
+                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
         raise AssertionError("unreachable: the loop returns or raises")
 
     def find(self, key: str) -> Blob | None:
@@ -150,6 +152,8 @@ class Store:
             except ClientError as error:
                 if _status(error) == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            except BotoCoreError as error:
                 raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
             else:
                 return

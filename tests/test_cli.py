@@ -1,0 +1,121 @@
+"""The command line: what it says and with which status it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from deployments import doctor, local
+from tasks.storage import Store
+
+COMMANDS = ("up", "status", "demo", "deploy", "run", "history", "pull", "rollback", "quarantine", "doctor")
+
+
+def _ratchet(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a process of its own, with the settings of this one and these; no stack is found."""
+    environment = {**os.environ, "RATCHET_STATE": "/nonexistent", "NO_COLOR": "1", "COLUMNS": "200", **settings}
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments],
+        cwd=local.ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_help_names_every_command() -> None:
+    """One page says what there is."""
+    done = _ratchet("--help")
+    assert done.returncode == 0
+    assert set(re.findall(r"^│ (\w+)  ", done.stdout, re.MULTILINE)) == set(COMMANDS)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("promote",),
+        ("run", "--colour"),
+        ("pull",),
+        ("rollback",),
+        ("run", "--set", "epochs=2"),
+        ("run", "--set", "training.epochs=0"),
+        ("run", "--set", "training.epoch=2"),
+        ("history",),
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+    """Unknown commands, options and parameters, values out of bounds, and no store to work on."""
+    done = _ratchet(*arguments, RATCHET_STORE="")
+    assert done.returncode == 2, done.stdout
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_store_is_an_error_in_words() -> None:
+    """Status 1, one message that names the store, no traceback."""
+    done = _ratchet(
+        "history", RATCHET_STORE="s3://nowhere/x", AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "s3://nowhere/x" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_empty_store_is_described_and_not_an_error(store: Store) -> None:
+    """Before the first night the base model serves, and there is nothing to pull or to go back to."""
+    status, history = _ratchet("status", "--store", store.url), _ratchet("history", "--store", store.url)
+    assert (status.returncode, history.returncode) == (0, 0)
+    assert "the base model serves" in status.stdout
+    assert "the base model serves" in history.stdout
+    for command in (("pull", "/nonexistent/model"), ("rollback", "--reason", "test")):
+        done = _ratchet(*command, "--store", store.url)
+        assert done.returncode == 1
+        assert "nothing is in production" in done.stderr
+
+
+def test_starting_the_command_line_loads_nothing_heavy() -> None:
+    """Help and mistakes are answered at once: libraries are loaded by the command that needs them."""
+    code = "import sys, deployments.cli; print(*sorted(name for name in sys.modules if '.' not in name))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=local.ROOT, capture_output=True, text=True, check=True)
+    heavy = {"torch", "prefect", "great_expectations", "pandas", "pyarrow", "boto3", "sentence_transformers", "numpy"}
+    assert not heavy & set(done.stdout.split())
+
+
+def test_doctor_finds_the_versions_that_break_silently() -> None:
+    """Each trap is named with what to install instead; a build's name after + is no other version."""
+    good = {
+        "prefect": "3.8.8",
+        "sentence-transformers": "6.2.0",
+        "torch": "2.13.0+cu130",
+        "fastapi": "0.150.2",
+        "sqlalchemy": "2.0.9",
+    }
+    assert all(finding.sound for finding in doctor.versions(good.__getitem__))
+    bad = {**good, "fastapi": "0.155.0", "sqlalchemy": "2.1.9", "torch": "2.12.0"}
+    broken = {finding.name: finding.text for finding in doctor.versions(bad.__getitem__) if not finding.sound}
+    assert set(broken) == {"fastapi", "sqlalchemy", "torch"}
+    assert "below 2.1" in broken["sqlalchemy"]
+
+
+def test_doctor_trusts_a_store_that_honours_conditions(store: Store) -> None:
+    """The real server passes, and the probe leaves nothing behind."""
+    assert [finding.sound for finding in doctor.examine_store(store.url)] == [True, True, True]
+    assert list(store.entries("")) == []
+
+
+def test_doctor_says_what_is_wrong_with_a_store() -> None:
+    """A bucket that does not exist is a finding, not an exception."""
+    (finding,) = doctor.examine_store("not-a-store")
+    assert not finding.sound
+    assert "s3://bucket/prefix" in finding.text
+
+
+def test_doctor_says_which_model_is_missing(tmp_path: Path) -> None:
+    """A folder without a model is named."""
+    finding = doctor.examine_model(str(tmp_path / "none"))
+    assert not finding.sound
+    assert str(tmp_path / "none") in finding.text
