@@ -2,7 +2,7 @@
 
 Everything listens on loopback only, asks for credentials that were generated for this folder, and keeps its state
 in one folder (`.ratchet/`, readable by its owner alone). One process owns the stack and holds a lock on the folder
-for as long as it lives. However that process ends, a guard ends the others (see `deployments.processes`), and the
+for as long as it lives. However that process ends, a guard ends the others (see `deployments.guard`), and the
 next start first ends whatever a former one may still have left, so there is nothing to clean up by hand.
 """
 
@@ -25,7 +25,7 @@ from typing import IO, Any, Final
 
 import psutil
 
-from deployments import processes, seaweedfs
+from deployments import guard, seaweedfs
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 """The folder that holds the packages: a checkout, or site-packages."""
@@ -139,7 +139,7 @@ def running(
     state = state.resolve()
     state.chmod(0o700)
     with _locked(state), contextlib.ExitStack() as stack:
-        if left := processes.end(f"{state}:"):
+        if left := guard.end(f"{state}:"):
             on_step(f"ended {left} processes that a former run had left")
         (state / "stack.json").unlink(missing_ok=True)
         owned = _Owned(state, deployments.resolve(), on_step)
@@ -170,7 +170,7 @@ class _Owned:
         self._wait_for_prefect(api_url)
         stack = Stack(self.state, os.getpid(), self.mark, started, api_url, s3.endpoint, s3.ports)
         _write(self.state / "ports.json", {"api": api_port, "s3": s3.ports})
-        environment = {**_own_environment(), **stack.environment(), processes.MARK: self.mark}
+        environment = {**_own_environment(), **stack.environment(), guard.MARK: self.mark}
         self._on_step("registering work pools and deployments")
         self._set_up(environment)
         self._on_step("starting the workers")
@@ -191,14 +191,14 @@ class _Owned:
             for process in group:
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     process.wait(_STOP_SECONDS)
-        processes.end(self.mark)
+        guard.end(self.mark)
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait()
 
     def _start_guard(self) -> None:
         self._guard = subprocess.Popen(
-            [sys.executable, processes.__file__, self.mark],
+            [sys.executable, guard.__file__, self.mark],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -209,7 +209,7 @@ class _Owned:
     def _start_s3(self, ports: tuple[int, ...]) -> seaweedfs.S3Server:
         folder = self.state / "seaweedfs"
         folder.mkdir(exist_ok=True, mode=0o700)
-        environment = {**_own_environment(), processes.MARK: self.mark}
+        environment = {**_own_environment(), guard.MARK: self.mark}
         try:
             server, process = seaweedfs.start(folder, self._log("s3"), ports=ports, environment=environment)
         except RuntimeError as error:
@@ -232,7 +232,7 @@ class _Owned:
             "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
             "PREFECT_SERVER_DATABASE_TIMEOUT": "60",  # SQLite has one writer: wait for it rather than fail
             "DO_NOT_TRACK": "1",
-            processes.MARK: self.mark,
+            guard.MARK: self.mark,
         }
         self._spawn("server", ["prefect", "server", "start"], environment)
         return port, url
@@ -297,7 +297,7 @@ class _Owned:
 
 def _is_foreign(name: str) -> bool:
     """Whether a setting of the person at the keyboard would win over the stack's own, or mix with it."""
-    return name.startswith(("PREFECT_", "AWS_", "RATCHET_STORE", "RATCHET_WORK", processes.MARK))
+    return name.startswith(("PREFECT_", "AWS_", "RATCHET_STORE", "RATCHET_WORK", guard.MARK))
 
 
 def _own_environment() -> dict[str, str]:
@@ -367,7 +367,7 @@ def _read_ports(state: Path) -> dict[str, Any]:
 def _carries(pid: int, mark: str) -> bool:
     try:
         process = psutil.Process(pid)
-        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(processes.MARK) == mark
+        return process.status() != psutil.STATUS_ZOMBIE and process.environ().get(guard.MARK) == mark
     except (psutil.Error, OSError):
         return False
 

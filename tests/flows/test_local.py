@@ -13,7 +13,7 @@ import httpx
 import psutil
 import pytest
 
-from deployments import local, processes
+from deployments import guard, local
 
 pytestmark = pytest.mark.stack
 
@@ -46,7 +46,7 @@ def _listening(stack: local.Stack) -> set[str]:
     """Addresses on which the stack's processes accept connections."""
     return {
         connection.laddr.ip
-        for process in processes.marked(stack.mark)
+        for process in guard.marked(stack.mark)
         for connection in process.net_connections("inet")
         if connection.status == psutil.CONN_LISTEN
     }
@@ -90,7 +90,7 @@ def test_state_is_for_its_owner_and_secrets_are_in_no_log(stack: local.Stack) ->
     for path in readable:
         text = path.read_text(errors="replace")
         assert not any(secret in text for secret in secrets), path
-    for process in processes.marked(stack.mark):
+    for process in guard.marked(stack.mark):
         assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
     with _api(stack) as api:
         assert not any(secret in api.post("deployments/filter", json={}).text for secret in secrets)
@@ -142,10 +142,10 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
         with _api(stack) as api:
             interrupted = _run(api, "probe/cpu", 600)
             _wait_for("the run", lambda: _state(api, interrupted) == "RUNNING")
-            _wait_for("the run's own child", lambda: len(processes.marked(stack.mark)) >= 6)
+            _wait_for("the run's own child", lambda: len(guard.marked(stack.mark)) >= 6)
         owner.kill()
         owner.wait()
-        _wait_for("the processes to end", lambda: not processes.marked(f"{state.resolve()}:"))
+        _wait_for("the processes to end", lambda: not guard.marked(f"{state.resolve()}:"))
     finally:
         owner.kill()
         owner.wait()
@@ -160,7 +160,7 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
                     "the next run", lambda run=following: _state(api, run) not in {"SCHEDULED", "PENDING", "RUNNING"}
                 )
                 assert _state(api, following) == "COMPLETED"
-    assert processes.marked(f"{state.resolve()}:") == []
+    assert guard.marked(f"{state.resolve()}:") == []
 
 
 def _run(api: httpx.Client, deployment: str, seconds: float) -> str:

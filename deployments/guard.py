@@ -3,7 +3,7 @@
 Every process of a stack carries a mark in its environment, and hands it on to whatever it starts. The mark tells
 them apart for certain where a recorded process id does not: ids are reused, and a record may be lost.
 
-Run as a program (`python processes.py MARK`), this file is the guard: it waits until its standard input closes, which
+Run as a program (`python guard.py MARK`), this file is the guard: it waits until its standard input closes, which
 the operating system does for it whichever way the owner ends, and then ends every process that carries the mark.
 It imports nothing of the project, so that it starts fast and keeps working while the project is being edited.
 """
