@@ -55,6 +55,12 @@ class Training(Parameters):
     price_per_hour: float = _field(
         0.75, 11, "Dollars per hour of the training machine, for the cost in the report.", ge=0
     )
+    checkpoint_minutes: float = _field(
+        10.0, 12, "Minutes between checkpoints, from which a killed fine-tune goes on.", gt=0, le=1440
+    )
+    processes: int = _field(
+        1, 13, "Processes that share each batch on this machine: one per GPU, or several on its CPU.", ge=1, le=64
+    )
 
     @field_validator("matryoshka_dims")
     @classmethod
@@ -133,13 +139,24 @@ class Checks(Parameters):
 class Limits(Parameters):
     """Caps on what one uploaded object may be; beyond them it goes to quarantine, never into memory."""
 
-    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line, in bytes.")
-    max_object_rows: int = Field(1_000_000, ge=1, description="Most rows of one object.")
+    max_object_bytes: int = Field(1 << 28, ge=1, description="Largest object as stored, in bytes.")
+    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line (of Parquet: row), in bytes.")
+    max_object_rows: int = Field(1_000_000, ge=1, description="Most lines (of Parquet: rows) of one object.")
     max_decompressed_bytes: int = Field(1 << 30, ge=1 << 10, description="Most bytes one object may unpack to.")
-    max_compression_ratio: float = Field(200.0, gt=1, description="Most times an object may grow when unpacked.")
+    max_compression_ratio: float = Field(
+        200.0, gt=1, description="Most times an object of over 16 MiB may have grown when unpacked."
+    )
     max_text_chars: int = Field(1_000_000, ge=1, description="Longest text, in characters.")
-    max_commit_rows: int = Field(
-        200_000, ge=1, description="Rows after which an intake commit is closed; bounds memory."
+    max_negatives: int = Field(100, ge=1, description="Most negatives of one row.")
+    max_commit_rows: int = Field(200_000, ge=1, description="Rows after which an intake commit is closed.")
+    max_commit_bytes: int = Field(
+        1 << 28, ge=1, description="Bytes of source objects after which an intake commit is closed."
+    )
+    full_listing_below: int = Field(
+        10_000, ge=0, description="Up to so many known objects every listing is a full one: it costs little."
+    )
+    full_listing_commits: int = Field(
+        8, ge=1, description="Commits after which not only recent partitions are listed, but everything."
     )
 
 

@@ -27,6 +27,7 @@ from botocore.exceptions import (
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
+    from mypy_boto3_s3.type_defs import ObjectTypeDef
 
 _NOT_WRITTEN: Final = {404, 409, 412}
 """Replies to a conditional write that all mean "not written": AWS and SeaweedFS use each of them."""
@@ -168,22 +169,29 @@ class Store:
         try:
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more):
-                for found in page.get("Contents", []):
-                    key = found["Key"][len(self.prefix) :]
-                    yield Entry(key, found["ETag"], found["Size"], found["LastModified"])
+                yield from map(self._entry, page.get("Contents", []))
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
 
-    def folders(self, prefix: str) -> list[str]:
-        """Names of the folders directly under `prefix` (which ends in "/"), sorted, without the slash."""
+    def level(self, prefix: str) -> tuple[list[Entry], list[str]]:
+        """Objects directly under `prefix` (which ends in "/"), and the names of the folders there, sorted."""
+        entries: list[Entry] = []
         names: list[str] = []
         try:
             pages = self._client.get_paginator("list_objects_v2")
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"):
+                entries += [self._entry(found) for found in page.get("Contents", [])]
                 names += [f["Prefix"][len(self.prefix + prefix) : -1] for f in page.get("CommonPrefixes", [])]
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
-        return sorted(names)
+        return entries, sorted(names)
+
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders directly under `prefix` (which ends in "/"), sorted, without the slash."""
+        return self.level(prefix)[1]
+
+    def _entry(self, found: ObjectTypeDef) -> Entry:
+        return Entry(found["Key"][len(self.prefix) :], found["ETag"], found["Size"], found["LastModified"])
 
     # --- writing -----------------------------------------------------------------------------------------
 

@@ -1,0 +1,170 @@
+"""Bytes of an object to blocks and lines, in bounded memory whatever the bytes are."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from tasks.config import Limits
+
+BLOCK: Final = 1 << 20
+"""Bytes handled at once. A longer line makes the block grow, up to the cap on lines."""
+
+HARMLESS: Final = 16 << 20
+"""Unpacked bytes below which a compression ratio is of no interest: a few repeated rows pack very well."""
+
+_SLICE: Final = 1 << 14
+"""Packed bytes fed at once. zlib copies what follows a gzip member, so a large slice of tiny members is quadratic."""
+
+_MOST_MEMBERS: Final = 100_000
+"""Each member costs the same however little it holds; block-wise packers make one for every 64 KiB."""
+
+_GZIP: Final = b"\x1f\x8b"
+_UTF8_BOM: Final = b"\xef\xbb\xbf"
+_OTHER_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+
+
+class RefusedError(Exception):
+    """No row of the object can be taken; the message is the reason."""
+
+
+class DamagedError(Exception):
+    """The object ends in damage, but what came before it is sound; the message is the reason.
+
+    `cut` says whether the damage cuts off the line before it.
+    """
+
+    def __init__(self, reason: str, *, cut: bool) -> None:
+        super().__init__(reason)
+        self.cut = cut
+
+
+@dataclass(frozen=True)
+class Text:
+    """An object that holds lines of text, packed or not."""
+
+    body: bytes
+    packed: bool
+
+    def blocks(self) -> Iterator[bytes]:
+        """The unpacked bytes without byte order mark, in blocks of about a megabyte.
+
+        Raises DamagedError after the last sound block, RefusedError where even earlier blocks cannot be trusted.
+        """
+        start = len(_UTF8_BOM)
+        for block in _gunzip(self.body) if self.packed else _slices(self.body):
+            yield block[start:] if start and block.startswith(_UTF8_BOM) else block
+            start = 0
+
+    def inspect(self, limits: Limits) -> None:
+        """Read the object once without keeping anything, and raise RefusedError for whatever exceeds a cap.
+
+        After this its rows can be taken one by one: none will have to be given back.
+        """
+        unpacked = lines = 0
+        try:
+            for block in self.blocks():
+                if unpacked == 0:
+                    _recognise(block)
+                unpacked += len(block)
+                lines += block.count(b"\n")
+                if unpacked > limits.max_decompressed_bytes:
+                    raise RefusedError(f"unpacks to more than {limits.max_decompressed_bytes} bytes")
+                if unpacked > max(HARMLESS, limits.max_compression_ratio * len(self.body)):
+                    raise RefusedError(f"unpacks to more than {limits.max_compression_ratio:g} times its size")
+                if lines > limits.max_object_rows:
+                    raise RefusedError(f"more than {limits.max_object_rows} lines")
+        except DamagedError as error:
+            if not unpacked:
+                raise RefusedError(str(error)) from error
+            return
+        if not unpacked:
+            raise RefusedError("empty")
+
+    def lines(self, longest: int) -> Iterator[list[bytes]]:
+        """All lines without their line feeds, many at a time; blank ones too, so that they can be numbered.
+
+        Of a line of more than `longest` bytes at least `longest + 1` are given, never much more. Raises as `blocks`
+        does; the line that damage cut off is not given.
+        """
+        rest = b""
+        try:
+            for block in self.blocks():
+                lines = (rest + block).split(b"\n")
+                # the start of an overlong line is enough to refuse it by
+                rest = lines.pop()[: longest + 1]
+                yield lines
+        except DamagedError as error:
+            if rest and not error.cut:
+                yield [rest]
+            raise
+        if rest:
+            yield [rest]
+
+
+def _recognise(start: bytes) -> None:
+    """Refuse text that is something else, with the way out."""
+    if start.startswith(_OTHER_BOMS):
+        raise RefusedError("UTF-16 text: save it as UTF-8")
+    if start.startswith(_GZIP):
+        raise RefusedError("compressed once more: pack it once, and let the name end in .gz")
+
+
+def _slices(body: bytes) -> Iterator[bytes]:
+    for start in range(0, len(body), BLOCK):
+        yield body[start : start + BLOCK]
+
+
+def _gunzip(body: bytes) -> Iterator[bytes]:
+    """Unpack gzip members one after the other, into blocks of at least a megabyte but for the last."""
+    pieces: list[bytes] = []
+    size = 0
+    damage: DamagedError | None = None
+    try:
+        for piece in _members(body):
+            pieces.append(piece)
+            size += len(piece)
+            if size >= BLOCK:
+                yield b"".join(pieces)
+                pieces, size = [], 0
+    except DamagedError as error:
+        damage = error
+    if pieces:
+        yield b"".join(pieces)
+    if damage:
+        raise damage
+
+
+def _members(body: bytes) -> Iterator[bytes]:
+    """Pieces of at most a megabyte. Zeros may follow the last member, as gzip allows."""
+    if not body.startswith(_GZIP):
+        raise RefusedError("not gzip" if body else "empty")
+    member = zlib.decompressobj(31)
+    inside, count = True, 1
+    for start in range(0, len(body), _SLICE):
+        data, pending = body[start : start + _SLICE], False
+        while data or pending:
+            if not inside:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                if not data.startswith(_GZIP[:1]):
+                    raise DamagedError("bytes after the end of the gzip data", cut=False)
+                count += 1
+                if count > _MOST_MEMBERS:
+                    raise RefusedError(f"more than {_MOST_MEMBERS} gzip members")
+                member, inside = zlib.decompressobj(31), True
+            try:
+                piece = member.decompress(data, BLOCK)
+            except zlib.error as error:
+                # wrong bits show only later than they begin: nothing here can be trusted
+                raise RefusedError(f"damaged gzip: {error}") from error
+            if piece:
+                yield piece
+            inside = not member.eof
+            data = member.unconsumed_tail if inside else member.unused_data
+            pending = inside and len(piece) == BLOCK
+    if inside:
+        raise DamagedError("the gzip data ends too early", cut=True)
