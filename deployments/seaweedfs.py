@@ -130,7 +130,8 @@ def start(
             stdout=sink,
             stderr=sink,
             cwd=folder,
-            env={**(os.environ if environment is None else environment), "GOMEMLIMIT": "200MiB"},
+            # measured idle: 200 MiB keeps Go collecting, for 8% of a core; from 300 MiB on it is 0.3%
+            env={**(os.environ if environment is None else environment), "GOMEMLIMIT": "400MiB"},
             start_new_session=True,
         )
     endpoint = f"http://127.0.0.1:{s3}"
