@@ -124,7 +124,7 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
     relevant_row = _mask(pc.fill_null(pc.greater_equal(table["score"], relevant_score), True))
 
     texts = encode_texts(table["query"], document_key)
-    queries = table["query"].take(pa.array(texts.first)).to_pylist()
+    queries = table["query"].cast(pa.large_string()).take(pa.array(texts.first)).to_pylist()
     query_keys = [query_key(query) for query in queries]
     keys = encode_texts(pa.chunked_array([query_keys], pa.large_string()), str)
     key_of_row = keys.codes[texts.codes]
@@ -235,7 +235,9 @@ def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices,
     offsets = np.searchsorted(negatives, np.arange(len(kept) + 1) * n)
     texts = corpus.spelled(negatives % max(n, 1))
 
-    train = rows.take(pa.array(kept))
+    keep = np.zeros(len(rows), dtype=bool)
+    keep[kept] = True  # ascending, so a filter keeps the order; `take` fails on columns over 2 GiB
+    train = rows.filter(pa.array(keep))
     train = _replaced(train, "negatives", pa.LargeListArray.from_arrays(pa.array(offsets), texts))
     train = _replaced(train, "score", pa.array(mean, mask=~scored[kept]))
     return train.append_column("query_id", pa.array(key_of[kept])).append_column(
