@@ -6,6 +6,8 @@ occurs twice in a batch is encoded once. Numpy only: what a batch holds does not
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -83,6 +85,9 @@ class Examples:
             self._by_kind[kind].append(position)
             if score is None or score >= POSITIVE_SCORE:
                 self._known.setdefault(self._query_keys[row[0]], set()).add(self._document_keys[row[1]])
+        self.fingerprint: str = hashlib.sha256(
+            json.dumps([self._rows, queries.texts, documents.texts, self._by_kind]).encode()
+        ).hexdigest()
         self.queries: list[str] = queries.texts
         self.documents: list[str] = documents.texts
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from tasks import packed
 from tasks.batches import Ints
 from tasks.encoding import Role, prompt_for
+from tasks.processes import ALONE, Group
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -109,7 +110,7 @@ class Texts:
 
 @dataclass
 class Embedder:
-    """Runs chunks of texts through a model; what it counts is for the report.
+    """Runs chunks of texts through a model; what it counts, in this process, is for the report.
 
     Attributes:
         model: a SentenceTransformer.
@@ -117,6 +118,7 @@ class Embedder:
         chunk_tokens: tokens per chunk, padding included.
         packed: whether chunks are laid end to end (`packed.py`) instead of padded.
         position_offset: position of the first token, for packed chunks.
+        group: the processes among which the texts of a batch are divided.
         tokens, padded_tokens: real tokens encoded so far, and tokens computed for them.
     """
 
@@ -125,6 +127,7 @@ class Embedder:
     chunk_tokens: int = CHUNK_TOKENS
     packed: bool = False
     position_offset: int = 0
+    group: Group = ALONE
     tokens: int = field(default=0, init=False)
     padded_tokens: int = field(default=0, init=False)
 
@@ -139,7 +142,12 @@ class Embedder:
     def _column(self, texts: Texts, numbers: Ints) -> Tensor:
         """Vectors of one column; a number that repeats is encoded once."""
         by_length, place = _by_length(texts, numbers)
-        vectors = torch.cat([self.forward(texts, chunk) for chunk in self.chunks(texts, by_length)])
+        own = by_length[self.group.rank :: self.group.size]
+        if len(own):
+            vectors = torch.cat([self.forward(texts, chunk) for chunk in self.chunks(texts, own)])
+        else:  # fewer texts than processes; still a part of the gathering, forth and back
+            vectors = torch.zeros(0, self.model.get_embedding_dimension() or 0, requires_grad=torch.is_grad_enabled())
+        vectors = self.group.gather(vectors, len(by_length))
         return vectors.index_select(0, torch.from_numpy(place).to(vectors.device))
 
     def backward(self, texts: Texts, numbers: Ints, gradient: Tensor) -> None:
@@ -153,8 +161,10 @@ class Embedder:
         by_length, place = _by_length(texts, numbers)
         collected = gradient.new_zeros(len(by_length), gradient.shape[1])
         collected.index_add_(0, torch.from_numpy(place).to(gradient.device), gradient)
+        own = by_length[self.group.rank :: self.group.size]
+        collected = collected[self.group.rank :: self.group.size]
         start = 0
-        for chunk in self.chunks(texts, by_length):
+        for chunk in self.chunks(texts, own) if len(own) else ():
             with self.autocast():
                 vectors = self.forward(texts, chunk)
             torch.autograd.backward([vectors], [collected[start : start + len(chunk)]])

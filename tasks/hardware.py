@@ -14,13 +14,13 @@ _WORTHWHILE: Final = 1.3
 """Times by which bf16 must be faster. Well away from 1, so that the choice does not flip between runs of a machine:
 where the CPU has bf16 dot products the ratio is 2 or more, elsewhere far below 1."""
 
-_SECONDS: Final = 0.4
+_SECONDS: Final = 0.25
 """How long each of the two precisions is measured."""
 
 
 def device() -> torch.device:
-    """CUDA where there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The current CUDA device where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
 def bf16_pays(where: torch.device) -> bool:

@@ -8,11 +8,13 @@ The same rows, settings and seed give the same weights on the same machine and n
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -25,9 +27,11 @@ from torch import Tensor
 from tasks import hardware, losses, model_card, packed
 from tasks.batches import Batch, Examples, order
 from tasks.buckets import Embedder, Precision, Texts
+from tasks.checkpoints import Checkpoint, Checkpoints
 from tasks.config import Training
 from tasks.dev import MIN_QUERIES, Dev, Score
-from tasks.encoding import ModelError, load, resolve_model
+from tasks.encoding import ModelError, load, resolve_model, weights_hash
+from tasks.processes import ALONE, Group, launch
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,6 +54,14 @@ backward), so dev costs about a tenth of the training."""
 
 _SAVED: Final = frozenset({".safetensors", ".json", ".txt", ".md", ".model"})
 """Kinds of file a saved model may consist of (.model: a SentencePiece vocabulary)."""
+
+
+_NOT_COMPUTED: Final = frozenset({"base_model", "max_minutes", "price_per_hour", "checkpoint_minutes", "processes"})
+"""Settings that change nothing about a run's steps (the base model counts by its weights)."""
+
+
+_PROBE: Final = 16
+"""Pairs on which the duration is measured beforehand."""
 
 
 class TrainingError(Exception):
@@ -75,6 +87,7 @@ class Trained:
         losses: loss of each step (the sum over Matryoshka dimensions).
         dev: dev scores, the first those of the model started from; empty without enough dev queries.
         best_step: the step whose weights were saved.
+        resumed: the step of the checkpoint from which it went on; 0 if it began at the beginning.
         stopped: why it ended before `planned_steps`; None if it did not.
         dims: Matryoshka dimensions trained, the full one first.
         precision, packed, bucket_tokens, cached: how it was computed.
@@ -90,6 +103,7 @@ class Trained:
     losses: tuple[float, ...]
     dev: tuple[Score, ...]
     best_step: int
+    resumed: int
     stopped: str | None
     dims: tuple[int, ...]
     precision: Precision
@@ -114,6 +128,7 @@ def train(
     commit: int | None = None,
     on_progress: Progress | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Trained:
     """Fine-tune `training.base_model` on the rows of the train side and save it into `folder`.
 
@@ -126,6 +141,7 @@ def train(
         commit: the data commit, for the model card.
         on_progress: called after each step.
         on_estimate: called once before the first step with the expected duration and cost.
+        checkpoints: where the state is kept every `training.checkpoint_minutes`, and looked for first.
 
     Raises:
         TrainingError: before anything is computed, for an unusable base model, settings that contradict each other
@@ -135,13 +151,47 @@ def train(
     examples = _examples(train, training)
     if folder.exists() and any(folder.iterdir()):
         raise TrainingError(f"{folder} is not empty")
+
+    def report(what: str, *values: Any) -> None:
+        if what == "step" and on_progress is not None:
+            on_progress(*values)
+        if what == "estimate" and on_estimate is not None:
+            on_estimate(Estimate(*values))
+
+    arguments = (examples, dev, documents, training, folder, commit, checkpoints, start)
+    if training.processes == 1:
+        return _run(ALONE, report, *arguments)
+    _dims(_base_model(training), training)  # what is wrong with these is said here, not in each process
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        return launch(training.processes, _run, *arguments, on_line=report)
+    except ChildFailedError as error:
+        raise TrainingError(f"the {training.processes} processes failed: {error}") from error
+
+
+def _run(
+    group: Group,
+    report: Callable[..., None],
+    examples: Examples,
+    dev: EvaluationSet | None,
+    documents: Sequence[str],
+    training: Training,
+    folder: Path,
+    commit: int | None,
+    checkpoints: Checkpoints | None,
+    start: float,
+) -> Trained:
+    """Train in this process, one of a group or alone; the leader saves."""
     model = _base_model(training)
-    dims = _dims(model, training)
-    run = _Run(model, examples, training, dims, start)
-    run.estimate(on_estimate)
-    run.fit(dev, documents, on_progress)
+    run = _Run(model, examples, training, _dims(model, training), start, group)
+    if checkpoints is not None:
+        run.resume(checkpoints)
+    run.estimate(report)
+    run.fit(dev, documents, report, checkpoints)
     trained = run.outcome()
-    _save(model, run.base, folder, model_card.text(run.base, training, trained, commit))
+    if group.leads:
+        _save(model, run.base, folder, model_card.text(run.base, training, trained, commit))
     return trained
 
 
@@ -149,9 +199,16 @@ class _Run:
     """One fine-tuning run: the model, its optimiser, and what has happened so far."""
 
     def __init__(
-        self, model: SentenceTransformer, examples: Examples, training: Training, dims: tuple[int, ...], start: float
+        self,
+        model: SentenceTransformer,
+        examples: Examples,
+        training: Training,
+        dims: tuple[int, ...],
+        start: float,
+        group: Group,
     ) -> None:
         self.model = model
+        self.group = group
         self.examples = examples
         self.training = training
         self.dims = dims
@@ -160,7 +217,9 @@ class _Run:
         self.losses: list[float] = []
         self.scores: list[Score] = []
         self.pairs = 0
+        self.best: dict[str, Tensor] | None = None
         self.best_step = 0
+        self.resumed = 0
         self.stopped: str | None = None
         self.cached = False
         self.planned = training.epochs * examples.steps(training.batch_size)
@@ -172,58 +231,77 @@ class _Run:
             model.max_seq_length = min(training.max_length, model.max_seq_length)
         self.queries = Texts(model, examples.queries, "query")
         self.documents = Texts(model, examples.documents, "document")
-        self.embedder = _embedder(model, self.documents, training)
+        self.embedder = _embedder(model, self.documents, training, group)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=training.learning_rate, weight_decay=0.0)
 
     # --- the run -----------------------------------------------------------------------------------------
 
-    def estimate(self, on_estimate: Callable[[Estimate], None] | None) -> None:
-        """Measure the loss and gradients of one batch, without a step, and say what the whole run will take."""
-        batch = next(iter(order(1, self.training.batch_size, self.training.seed, self.examples)))
-        self._gradients(batch)  # the first pass also warms up
+    def estimate(self, report: Callable[..., None]) -> None:
+        """Measure the loss and gradients of a few pairs, without a step, and say what the whole run will take."""
+        counted = self.embedder.tokens, self.embedder.padded_tokens
+        batch = next(iter(order(1, min(_PROBE, self.training.batch_size), self.training.seed, self.examples)))
         begun = time.perf_counter()
         self._gradients(batch)
-        per_step = time.perf_counter() - begun
+        per_pair = (time.perf_counter() - begun) / batch.pairs
         self.optimizer.zero_grad()
-        self.embedder.tokens = self.embedder.padded_tokens = 0
-        seconds = (time.perf_counter() - self.start) + per_step * self.planned * (1 + _DEV_SHARE / 3)
+        self.embedder.tokens, self.embedder.padded_tokens = counted
+        left = self.training.epochs * len(self.examples) * (1 - len(self.losses) / self.planned)
+        seconds = self._seconds() + per_pair * left * (1 + _DEV_SHARE / 3)
         self.expected = Estimate(seconds, self._dollars(seconds))
-        if on_estimate is not None:
-            on_estimate(self.expected)
+        report("estimate", self.expected.seconds, self.expected.dollars)
 
-    def fit(self, dev: EvaluationSet | None, documents: Sequence[str], on_progress: Progress | None) -> None:
+    def fit(
+        self,
+        dev: EvaluationSet | None,
+        documents: Sequence[str],
+        report: Callable[..., None],
+        checkpoints: Checkpoints | None,
+    ) -> None:
         """Take the steps; afterwards the model holds the best weights and its serving settings."""
         scored = self._dev(dev, documents)
         when = set(_evaluation_steps(self.planned, self.training.epochs)) if scored else set()
-        best: dict[str, Tensor] | None = None
-        stale = 0
-        if scored:
+        if scored and not self.scores:
             self.scores.append(scored.score(self.embedder, 0))
         batches = order(self.training.epochs, self.training.batch_size, self.training.seed, self.examples)
-        for step, batch in enumerate(islice(batches, self.planned), start=1):
+        saved = time.perf_counter()
+        done = len(self.losses)
+        for step, batch in enumerate(islice(batches, done, self.planned), start=done + 1):
+            self.stopped = self._reason_to_stop()
+            if self.stopped is not None:
+                break
             self._step(step, batch)
-            if on_progress is not None:
-                on_progress(step, self.planned, self.losses[-1])
-            late = self.training.max_minutes is not None and self._minutes() >= self.training.max_minutes
-            if scored and (step in when or late):
-                score = scored.score(self.embedder, step)
-                stale = 0 if best is None or score.mrr >= self._best().mrr else stale + 1
-                self.scores.append(score)
-                if stale == 0:
-                    self.best_step = step
-                    best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
-            if late and step < self.planned:
-                self.stopped = f"max_minutes ({self.training.max_minutes:g}) reached"
-                break
-            if stale >= PATIENCE and step < self.planned:
-                self.stopped = f"no better dev MRR in {PATIENCE} evaluations"
-                break
-        if best is not None and self.best_step < len(self.losses):
-            self.model.load_state_dict(best)
-        elif best is None:
+            report("step", step, self.planned, self.losses[-1])
+            if scored and (step in when or self._late()):
+                self._take_score(scored.score(self.embedder, step))
+            due = time.perf_counter() - saved >= self.training.checkpoint_minutes * 60
+            if checkpoints is not None and self.group.leads and due:
+                checkpoints.save(step, self.checkpoint())
+                saved = time.perf_counter()
+        if self.best is None:
             self.best_step = len(self.losses)
+        elif self.best_step < len(self.losses):
+            self.model.load_state_dict(self.best)
         self.model.max_seq_length = self._serving_length
+
+    def _take_score(self, score: Score) -> None:
+        """Note a dev score; the weights of the best so far (of equals the latest) are kept."""
+        self.scores.append(score)
+        if self.best is None or score.mrr >= max(former.mrr for former in self.scores[1:]):
+            self.best_step = score.step
+            self.best = _copied(self.model.state_dict())
+
+    def _late(self) -> bool:
+        limit = self.training.max_minutes
+        return limit is not None and bool(self.group.agree(self._seconds() >= limit * 60))
+
+    def _reason_to_stop(self) -> str | None:
+        """Why no further step should be taken, if so; the first always is."""
+        if self.losses and self._late():
+            return f"max_minutes ({self.training.max_minutes:g}) reached"
+        if self.best is not None and sum(score.step > self.best_step for score in self.scores) >= PATIENCE:
+            return f"no better dev MRR in {PATIENCE} evaluations"
+        return None
 
     def _step(self, step: int, batch: Batch) -> None:
         rate = self.training.learning_rate * _schedule(step, self.planned, self.training.warmup_share)
@@ -242,10 +320,14 @@ class _Run:
         while True:
             self.optimizer.zero_grad()
             try:
-                return self._cached_gradients(batch) if self.cached else self._plain_gradients(batch)
+                loss = self._cached_gradients(batch) if self.cached else self._plain_gradients(batch)
             except (RuntimeError, MemoryError) as error:
-                if not hardware.out_of_memory(error) or (self.cached and self.embedder.chunk_tokens < 2):
-                    raise
+                exhausted = self.cached and self.embedder.chunk_tokens < 2
+                if exhausted or self.group.size > 1 or not hardware.out_of_memory(error):
+                    raise  # one of several processes cannot go back alone
+            else:
+                self.group.sum_gradients(self.parameters)
+                return loss
             if self.cached:
                 self.embedder.chunk_tokens //= 2
             self.cached = True
@@ -268,6 +350,58 @@ class _Run:
             self.embedder.backward(texts, numbers, gradient)
         return loss.item()
 
+    # --- checkpoints -------------------------------------------------------------------------------------
+
+    def identity(self) -> str:
+        """Hash of what a run computes: a checkpoint of other rows, settings or weights is none of this run's."""
+        settings = self.training.model_dump(mode="json", exclude=set(_NOT_COMPUTED))
+        found = [settings, weights_hash(self.base), self.examples.fingerprint, torch.__version__]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything needed to go on after the steps taken so far; the order of batches follows from the seed."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in (self.best or {}).items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        state = {
+            "identity": self.identity(),
+            "losses": self.losses,
+            "scores": [asdict(score) for score in self.scores],
+            "best_step": self.best_step,
+            "pairs": self.pairs,
+            "cached": self.cached,
+            "precision": self.embedder.precision,
+            "chunk_tokens": self.embedder.chunk_tokens,
+            "tokens": self.embedder.tokens,
+            "padded_tokens": self.embedder.padded_tokens,
+            "seconds": self._seconds(),
+        }
+        return Checkpoint(_copied(tensors) | {"random": torch.get_rng_state()}, state)
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint of this run, if there is one."""
+        found = checkpoints.latest(self.identity())
+        if found is None:
+            return
+        tensors = found.tensors
+        self.model.load_state_dict(_under("model.", tensors))
+        self.best = _under("best.", tensors) or None
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors).items():
+            number, _, what = name.partition(".")
+            moments.setdefault(int(number), {})[what] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        torch.set_rng_state(tensors["random"])
+        self.losses = list(found.state["losses"])
+        self.scores = [Score(**score) for score in found.state["scores"]]
+        self.best_step, self.pairs = found.state["best_step"], found.state["pairs"]
+        self.cached, self.embedder.precision = found.state["cached"], found.state["precision"]
+        self.embedder.chunk_tokens = found.state["chunk_tokens"]
+        self.embedder.tokens, self.embedder.padded_tokens = found.state["tokens"], found.state["padded_tokens"]
+        self.resumed = len(self.losses)
+        self.start = min(self.start, time.perf_counter() - found.state["seconds"])
+
     # --- dev ---------------------------------------------------------------------------------------------
 
     def _dev(self, dev: EvaluationSet | None, documents: Sequence[str]) -> Dev | None:
@@ -277,14 +411,11 @@ class _Run:
         texts = int(_DEV_SHARE * 2 * len(self.examples) * self.training.epochs / evaluations)
         return Dev(self.model, dev, documents, texts, self.training.seed)
 
-    def _best(self) -> Score:
-        return next(score for score in self.scores if score.step == self.best_step)
-
     # --- the account -------------------------------------------------------------------------------------
 
     def outcome(self) -> Trained:
         """Everything there is to say about the run so far."""
-        seconds = time.perf_counter() - self.start
+        seconds = self._seconds()
         return Trained(
             steps=len(self.losses),
             planned_steps=self.planned,
@@ -293,22 +424,24 @@ class _Run:
             losses=tuple(self.losses),
             dev=tuple(self.scores),
             best_step=self.best_step,
+            resumed=self.resumed,
             stopped=self.stopped,
             dims=self.dims,
             precision=self.embedder.precision,
             packed=self.embedder.packed,
             bucket_tokens=self.embedder.chunk_tokens,
             cached=self.cached,
-            tokens=self.embedder.tokens,
-            padded_tokens=self.embedder.padded_tokens,
+            tokens=self.group.total(self.embedder.tokens),
+            padded_tokens=self.group.total(self.embedder.padded_tokens),
             estimate=self.expected,
             seconds=seconds,
             dollars=self._dollars(seconds),
             peak_memory=hardware.peak_memory(),
         )
 
-    def _minutes(self) -> float:
-        return (time.perf_counter() - self.start) / 60
+    def _seconds(self) -> float:
+        """Duration so far, that of a killed predecessor up to its checkpoint included."""
+        return time.perf_counter() - self.start
 
     def _dollars(self, seconds: float) -> float:
         return seconds / 3600 * self.training.price_per_hour
@@ -388,7 +521,7 @@ def _set_attention(model: SentenceTransformer, kernel: str) -> None:
         inner.set_attn_implementation(kernel)
 
 
-def _embedder(model: SentenceTransformer, texts: Texts, training: Training) -> Embedder:
+def _embedder(model: SentenceTransformer, texts: Texts, training: Training, group: Group) -> Embedder:
     """Choose packed or padded by comparing their vectors, and the precision by measurement."""
     plain = Embedder(model)
     if texts.tokenised and model.device.type == "cpu":
@@ -405,10 +538,19 @@ def _embedder(model: SentenceTransformer, texts: Texts, training: Training) -> E
             plain = candidate
         else:
             _set_attention(model, kernel)
-    if training.precision == "bf16" or (training.precision == "auto" and hardware.bf16_pays(model.device)):
+    if training.precision == "bf16" or (training.precision == "auto" and group.agree(hardware.bf16_pays(model.device))):
         plain.precision = "bf16"
+    plain.group = group
     plain.tokens = plain.padded_tokens = 0
     return plain
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def _seed(seed: int) -> None:

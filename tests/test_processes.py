@@ -1,89 +1,84 @@
-"""Ending exactly the processes of a stack, also when their owner is killed."""
+"""Several processes: the same training as one, and a killed worker that is started again from the checkpoint."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
+import signal
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
-from deployments import processes
-
-_STUBBORN = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(flush=True); time.sleep(600)"
-
-_OWNER = """
-import os, subprocess, sys, time
-guard, mark, name = sys.argv[1:]
-# the owner keeps the pipe's other end for as long as it lives
-process = subprocess.Popen([sys.executable, guard, mark], stdin=subprocess.PIPE, start_new_session=True)
-sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
-parent = [sys.executable, "-c", f"import subprocess; subprocess.run({sleep!r})"]
-subprocess.Popen(parent, env={**os.environ, name: mark}, start_new_session=True)
-print(flush=True)
-time.sleep(600)
-"""
+from tasks.checkpoints import Checkpoints
+from tasks.storage import Store
+from tasks.training import TrainingError, train
+from tests import tiny_models
+from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
 
 
-@pytest.fixture
-def mark(tmp_path: Path) -> Iterator[str]:
-    """A mark of this test's own; nothing that carries it outlives the test."""
-    yield f"{tmp_path}:test"
-    processes.end(f"{tmp_path}:", grace=0.1)
+def workers() -> list[int]:
+    """Process ids of the training workers that this test run has started."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        try:
+            if "spawn_main" in " ".join(child.cmdline()):
+                found.append(child.pid)
+        except psutil.NoSuchProcess:
+            continue
+    return found
 
 
-def _start(mark: str, code: str) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env={**os.environ, processes.MARK: mark}, stdout=subprocess.PIPE
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_train_as_one_does(tmp_path: Path, processes: int) -> None:
+    """Two and four gloo processes: every row once, all negatives, so the loss curve and dev scores of one process."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    alone = train(ROWS, dev_set(PAIRS), DOCUMENTS, settings(base), tmp_path / "alone")
+    steps: list[int] = []
+    together = train(
+        ROWS,
+        dev_set(PAIRS),
+        DOCUMENTS,
+        settings(base, processes=processes),
+        tmp_path / "together",
+        on_progress=lambda step, *_: steps.append(step),
     )
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
+    assert steps == list(range(1, alone.steps + 1))
+    assert (together.pairs, together.tokens) == (alone.pairs, alone.tokens)
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=5e-3)
+    assert [score.mrr for score in together.dev] == pytest.approx([score.mrr for score in alone.dev], abs=0.05)
+    assert {path.name for path in (tmp_path / "together").iterdir()} == {p.name for p in (tmp_path / "alone").iterdir()}
 
 
-def _wait_until(count: int, mark: str) -> None:
-    deadline = time.monotonic() + 30
-    while len(processes.marked(mark)) != count and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert len(processes.marked(mark)) == count
+@pytest.mark.slow
+def test_a_killed_worker_is_started_again_from_the_checkpoint(store: Store, tmp_path: Path) -> None:
+    """SIGKILL to one of two workers in mid-run: both go on from the last checkpoint, to the undisturbed loss curve."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    alone = train(ROWS, None, [], settings(base), tmp_path / "alone")
+    steps: list[int] = []
+    killed: list[int] = []
+
+    def kill_one(step: int, *_: object) -> None:
+        steps.append(step)
+        if step >= 8 and not killed:
+            killed.append(workers()[-1])
+            os.kill(killed[0], signal.SIGKILL)
+
+    training = settings(base, processes=2, checkpoint_minutes=1e-9)
+    checkpoints = Checkpoints(store, "runs/one/checkpoints/")
+    trained = train(ROWS, None, [], training, tmp_path / "model", checkpoints=checkpoints, on_progress=kill_one)
+    assert killed
+    assert 8 <= trained.resumed < trained.steps
+    assert steps[-1] == trained.steps == alone.steps
+    np.testing.assert_allclose(trained.losses, alone.losses, rtol=5e-3)
 
 
-def test_a_process_that_ignores_the_request_is_killed(mark: str) -> None:
-    """SIGTERM is a request; what does not follow it within the grace is killed all the same."""
-    stubborn = _start(mark, _STUBBORN)
-    assert processes.end(mark, grace=0.2) == 1
-    assert not psutil.pid_exists(stubborn.pid)
-
-
-def test_only_processes_with_the_mark_are_ended(mark: str) -> None:
-    """Another stack's processes, whose mark starts differently, are left alone."""
-    ours, others = _start(mark, _STUBBORN), _start(f"other{mark}", _STUBBORN)
-    try:
-        processes.end(mark, grace=0.1)
-        assert not psutil.pid_exists(ours.pid)
-        assert others.poll() is None
-    finally:
-        others.kill()
-        others.wait()
-
-
-def test_the_guard_ends_everything_when_the_owner_is_killed(mark: str) -> None:
-    """The owner had no last word after kill -9, so the guard ends children and grandchildren, in whatever session."""
-    command = [sys.executable, "-c", _OWNER, processes.__file__, mark, processes.MARK]
-    owner = subprocess.Popen(command, stdout=subprocess.PIPE)
-    assert owner.stdout is not None
-    owner.stdout.readline()
-    _wait_until(2, mark)
-    guards = [child for child in psutil.Process(owner.pid).children() if processes.__file__ in child.cmdline()]
-    owner.kill()
-    owner.wait()
-    _wait_until(0, mark)
-    for guard in guards:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            guard.wait(10)
-    assert len(guards) == 1
+@pytest.mark.slow
+def test_a_failure_in_the_workers_is_the_runs(store: Store, tmp_path: Path) -> None:
+    """What fails in every attempt (a bucket for checkpoints that is not there) ends the run with an error, no model."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    nowhere = Checkpoints(Store.open("s3://no-such-bucket/prefix"), "runs/one/checkpoints/")
+    with pytest.raises(TrainingError, match="2 processes failed"):
+        train(ROWS, None, [], settings(base, processes=2), tmp_path / "model", checkpoints=nowhere)
+    assert not (tmp_path / "model").exists()

@@ -17,10 +17,13 @@ Architecture = Literal["bert", "roberta", "distilbert", "mpnet", "electra", "mod
 
 WIDTH = 32
 
+SAMPLE = "a pangram to learn letters from: the quick brown fox jumps over the lazy dog 0 1 2 3 4 5 6 7 8 9 . , ? !"
+
 
 def save(folder: Path, architecture: Architecture = "bert", pooling: str = "mean", max_length: int = 48) -> Path:
-    """Save a random encoder of 2 layers, 4 heads and 32 dimensions, with all-MiniLM-L6-v2's tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve_model(BUNDLED_MODEL))
+    """Save a random encoder of 2 layers, 4 heads and 32 dimensions, with a small tokenizer like all-MiniLM-L6-v2's."""
+    original = AutoTokenizer.from_pretrained(resolve_model(BUNDLED_MODEL))
+    tokenizer = original.train_new_from_iterator([SAMPLE], vocab_size=300, show_progress=False)
     size: dict[str, Any] = {
         "hidden_size": WIDTH,
         "intermediate_size": 64,

@@ -1,0 +1,89 @@
+"""Checkpoints of a training run in the store, so that another worker can go on where one was killed.
+
+A checkpoint is one object, so it is there wholly or not at all: a safetensors file whose metadata holds the rest as
+JSON. Its name carries the step and its SHA-256, and one that does not hash to its name is passed over for the one
+before it. Nothing is pickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tasks.storage import Store
+
+_KEPT: Final = 2
+"""Newest checkpoints kept while a run goes on."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Everything that a run needs to go on: tensors by name, and JSON."""
+
+    tensors: Mapping[str, Tensor]
+    state: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        store: where they are kept.
+        prefix: their folder, ending in "/": `runs/<run_id>/checkpoints/`.
+    """
+
+    def __init__(self, store: Store, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    def __reduce__(self) -> tuple[Callable[[str, str], Checkpoints], tuple[str, str]]:
+        """Cross to another process by name: connections stay here."""
+        return _reopened, (self._store.url, self._prefix)
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Store the state after `step` steps, and drop all but the newest two."""
+        with TemporaryDirectory() as folder:
+            path = Path(folder) / "checkpoint"
+            save_file(dict(checkpoint.tensors), path, {"state": json.dumps(checkpoint.state)})
+            self._store.upload_if_absent(f"{self._prefix}{step:012d}-{_hash(path)}.safetensors", path)
+        self._store.delete(self._keys()[:-_KEPT])
+
+    def latest(self, identity: str) -> Checkpoint | None:
+        """The newest sound checkpoint whose state has this `identity`; None where there is none."""
+        for key in reversed(self._keys()):
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "checkpoint"
+                self._store.download(key, path)
+                if not key.endswith(f"-{_hash(path)}.safetensors"):
+                    continue
+                with safe_open(path, framework="pt") as file:
+                    state = json.loads(file.metadata()["state"])
+                    if state["identity"] == identity:
+                        return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, state)  # noqa: SIM118
+        return None
+
+    def clear(self) -> None:
+        """Delete all of them; for when the verdict is in."""
+        self._store.delete(self._keys())
+
+    def _keys(self) -> list[str]:
+        """Keys from the oldest step to the newest."""
+        return sorted(entry.key for entry in self._store.entries(self._prefix))
+
+
+def _reopened(url: str, prefix: str) -> Checkpoints:
+    return Checkpoints(Store.open(url), prefix)
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

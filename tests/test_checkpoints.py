@@ -1,0 +1,136 @@
+"""Checkpoints in a real store: whole or not at all, of this run or none; and a killed fine-tune that goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tasks.checkpoints import Checkpoint, Checkpoints
+from tasks.storage import Store
+from tasks.training import Trained, train
+from tests import tiny_models
+from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
+
+PREFIX = "runs/one/checkpoints/"
+
+
+def state(step: int, identity: str = "this run") -> Checkpoint:
+    """A small checkpoint."""
+    return Checkpoint({"weights": torch.full((2, 3), float(step))}, {"identity": identity, "losses": [0.1 * step]})
+
+
+def test_the_newest_comes_back_exactly(store: Store) -> None:
+    """Tensors and state of the last save, floats to the last bit; older ones are dropped but for one."""
+    checkpoints = Checkpoints(store, PREFIX)
+    assert checkpoints.latest("this run") is None
+    for step in (2, 9, 10):
+        checkpoints.save(step, state(step))
+    found = checkpoints.latest("this run")
+    assert found is not None
+    assert torch.equal(found.tensors["weights"], torch.full((2, 3), 10.0))
+    assert found.state["losses"] == [1.0]
+    assert [entry.key.removeprefix(PREFIX)[:12] for entry in store.entries(PREFIX)] == ["000000000009", "000000000010"]
+
+
+def test_a_damaged_checkpoint_is_passed_over(store: Store) -> None:
+    """Bytes that do not hash to the name are not read; the one before is taken."""
+    checkpoints = Checkpoints(store, PREFIX)
+    checkpoints.save(1, state(1))
+    checkpoints.save(2, state(2))
+    newest = max(entry.key for entry in store.entries(PREFIX))
+    store.put(newest, store.get(newest).body[:-1])
+    found = checkpoints.latest("this run")
+    assert found is not None
+    assert found.state["losses"] == [0.1]
+
+
+def test_another_runs_checkpoint_is_not_taken(store: Store) -> None:
+    """Other rows or settings: another identity, as if there were no checkpoint."""
+    checkpoints = Checkpoints(store, PREFIX)
+    checkpoints.save(1, state(1, "other"))
+    assert checkpoints.latest("this run") is None
+
+
+def test_clear_deletes_this_runs_only(store: Store) -> None:
+    """After the verdict this run's checkpoints are gone, another's are not."""
+    for run in ("one", "two"):
+        Checkpoints(store, f"runs/{run}/checkpoints/").save(1, state(1))
+    Checkpoints(store, PREFIX).clear()
+    assert [entry.key.split("/")[1] for entry in store.entries("runs/")] == ["two"]
+
+
+WORKER = """
+import json, sys
+from pathlib import Path
+from tasks.checkpoints import Checkpoints
+from tasks.storage import Store
+from tests.test_checkpoints import PREFIX, fine_tune
+url, base, folder = sys.argv[1:]
+print("ready", flush=True)
+trained = fine_tune(base, Path(folder), Checkpoints(Store.open(url), PREFIX), lambda *step: print(*step, flush=True))
+print(json.dumps({"losses": trained.losses, "resumed": trained.resumed, "best_step": trained.best_step}), flush=True)
+"""
+
+
+def fine_tune(base: str, folder: Path, checkpoints: Checkpoints | None, on_progress: Any = None) -> Trained:
+    """A run of 27 steps with dev scores, and a checkpoint after each step where they are kept."""
+    training = settings(base, checkpoint_minutes=1e-9)
+    return train(ROWS, dev_set(PAIRS), DOCUMENTS, training, folder, checkpoints=checkpoints, on_progress=on_progress)
+
+
+@pytest.mark.slow
+def test_a_fine_tune_killed_three_times_ends_as_if_undisturbed(store: Store, tmp_path: Path) -> None:
+    """SIGKILL at three random steps, each time gone on by a new process: the same loss curve, choice and weights."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    undisturbed = fine_tune(base, tmp_path / "undisturbed", None)
+    command = [sys.executable, "-c", WORKER, store.url, base, str(tmp_path / "model")]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    kills = sorted(np.random.default_rng().choice(np.arange(1, 26), 3, replace=False).tolist())
+    for kill in kills:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
+            assert worker.stdout is not None
+            assert any(line.split()[0] == str(kill) for line in worker.stdout), f"no step {kill}"
+            worker.send_signal(signal.SIGKILL)
+        assert worker.returncode == -signal.SIGKILL
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["resumed"] >= kills[-1] - 1  # the step of the last kill may not have been stored yet
+    assert found["best_step"] == undisturbed.best_step
+    np.testing.assert_allclose(found["losses"], undisturbed.losses, rtol=1e-4)
+
+
+def test_a_resumed_run_gives_the_same_bytes(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, stopped by an error at step 11: the model that comes out is the undisturbed one, byte by byte."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    fine_tune(base, tmp_path / "undisturbed", None)
+
+    def fail(step: int, *_: object) -> None:
+        if step == 11:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fine_tune(base, tmp_path / "model", Checkpoints(store, PREFIX), fail)
+    trained = fine_tune(base, tmp_path / "model", Checkpoints(store, PREFIX))
+    assert trained.resumed == 10
+    for path in (tmp_path / "undisturbed").rglob("*.*"):
+        assert (tmp_path / "model" / path.relative_to(tmp_path / "undisturbed")).read_bytes() == path.read_bytes()
+
+
+def test_other_settings_begin_at_the_beginning(store: Store, tmp_path: Path) -> None:
+    """A checkpoint made with another seed is not this run's: nothing of it is used."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    checkpoints = Checkpoints(store, PREFIX)
+    for place, seed in enumerate((1, 2)):
+        training = settings(base, seed=seed, checkpoint_minutes=1e-9, epochs=1)
+        trained = train(ROWS, None, [], training, tmp_path / str(place), checkpoints=checkpoints)
+        assert trained.resumed == 0
+    assert train(ROWS, None, [], training, tmp_path / "again", checkpoints=checkpoints).resumed == trained.steps
