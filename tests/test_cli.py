@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from deployments import doctor, local
+from deployments import cli, doctor, local
+from tasks.intake import take_in
 from tasks.storage import Store
 
 COMMANDS = ("up", "status", "demo", "deploy", "run", "history", "pull", "rollback", "quarantine", "doctor")
@@ -46,12 +48,18 @@ def test_help_names_every_command() -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_is_status_2(arguments: tuple[str, ...]) -> None:
+def test_wrong_usage_is_status_2(
+    arguments: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Unknown commands, options and parameters, values out of bounds, and no store to work on."""
-    done = _ratchet(*arguments, RATCHET_STORE="")
-    assert done.returncode == 2, done.stdout
-    assert done.stderr
-    assert "Traceback" not in done.stderr
+    monkeypatch.setenv("RATCHET_STATE", "/nonexistent")
+    monkeypatch.setenv("RATCHET_STORE", "")
+    monkeypatch.setattr(sys, "argv", ["ratchet", *arguments])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)  # the handlers of this process stay as they are
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err
 
 
 def test_an_unreachable_store_is_an_error_in_words() -> None:
@@ -75,6 +83,25 @@ def test_an_empty_store_is_described_and_not_an_error(store: Store) -> None:
         done = _ratchet(*command, "--store", store.url)
         assert done.returncode == 1
         assert "nothing is in production" in done.stderr
+
+
+def test_quarantine_counts_reasons_and_names_a_place(store: Store) -> None:
+    """Two rows without a document and one that is no JSON: the most frequent reason first, with object and line."""
+    rows = [
+        b'{"query": "a", "document": ""}',
+        b'{"query": "b", "document": "c"}',
+        b'{"query": "d", "document": " "}',
+        b"{",
+    ]
+    store.put("pairs/today.jsonl", b"\n".join(rows))
+    take_in(store, writer="test")
+    done = _ratchet("quarantine", "--store", store.url)
+    assert done.returncode == 0, done.stderr
+    first, second = [line for line in done.stdout.splitlines() if "pairs/today.jsonl" in line]
+    assert first.startswith("2 ")
+    assert "pairs/today.jsonl:1" in first
+    assert second.startswith("1 ")
+    assert "pairs/today.jsonl:4" in second
 
 
 def test_starting_the_command_line_loads_nothing_heavy() -> None:
