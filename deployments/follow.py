@@ -30,7 +30,7 @@ _AWAY_SECONDS: Final = 120.0
 
 _PLUMBING: Final = re.compile(
     r"Running \d+ deployment pull|Executing deployment step|Deployment step '|All deployment steps|Beginning |"
-    r"Finished in state Completed|Worker '|Flow run '"
+    r"Finished in state |Encountered exception during execution|Engine execution exited|Worker '|Flow run '"
 )
 """What Prefect itself says about every run, and nobody who follows a night wants to read."""
 
@@ -114,9 +114,9 @@ def follow(console: Console, run: UUID) -> str:
                 state = client.read_flow_run(run).state
                 runs = [run, *_children(client, run)]
                 for line in lines.new(client, runs):
-                    if line.level <= logging.INFO and _PLUMBING.match(line.message):
-                        continue
-                    console.print(f"[dim]{line.timestamp.astimezone():%H:%M:%S}[/dim] {escape(line.message)}")
+                    if not _PLUMBING.match(line.message):
+                        text = line.message.partition("\nTraceback (most recent call last)")[0]  # it is in the UI
+                        console.print(f"[dim]{line.timestamp.astimezone():%H:%M:%S}[/dim] {escape(text)}")
                 bars.update(client, runs)
                 reached = time.monotonic()
             except httpx.HTTPError as error:
