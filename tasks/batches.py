@@ -95,6 +95,26 @@ class Examples:
         return len(self._rows)
 
     @property
+    def query_numbers(self) -> Ints:
+        """Each row's query, as a number into `queries`."""
+        return np.array([query for query, _, _, _ in self._rows], np.int64)
+
+    @property
+    def document_numbers(self) -> Ints:
+        """Each row's document, as a number into `documents`."""
+        return np.array([document for _, document, _, _ in self._rows], np.int64)
+
+    @property
+    def document_keys(self) -> Ints:
+        """The key of each of `documents`: spellings of one document share it."""
+        return np.array(self._document_keys, np.int64)
+
+    def answers(self, row: int) -> set[int]:
+        """Keys of what can be no new negative of a row: all that answers its query, and the negatives it has."""
+        query, _, negatives, _ = self._rows[row]
+        return self._known[self._query_keys[query]] | {self._document_keys[number] for number in negatives}
+
+    @property
     def counts(self) -> dict[Kind, int]:
         """Rows by the loss that they train."""
         return {kind: len(rows) for kind, rows in self._by_kind.items() if rows}

@@ -61,6 +61,13 @@ class Training(Parameters):
     processes: int = _field(
         1, 13, "Processes that share each batch on this machine: one per GPU, or several on its CPU.", ge=1, le=64
     )
+    max_cost: float | None = _field(
+        None, 14, "Stop cleanly at this many dollars, at price_per_hour, with the best model so far.", gt=0
+    )
+    hard_negatives: int = _field(
+        0, 15, "Negatives per pair mined among the training documents with the starting model. 0: none.", ge=0, le=16
+    )
+    quick: bool = _field(False, 16, "Train only the upper half of the layers: faster, and usually a little worse.")
 
     @field_validator("matryoshka_dims")
     @classmethod

@@ -49,6 +49,7 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
             "| loss | rows |",
             "|---|---:|",
             *rows,
+            *([f"| mined negatives | {trained.mined:,} |"] if trained.mined else []),
             "",
             "## Recipe",
             "",
@@ -74,7 +75,7 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
 
 def _recipe(training: Training) -> dict[str, object]:
     """The settings that decide what the weights are."""
-    left_out = {"base_model", "seed", "max_minutes", "price_per_hour"}
+    left_out = {"base_model", "seed", "max_minutes", "max_cost", "price_per_hour", "checkpoint_minutes", "processes"}
     return {name: value for name, value in training.model_dump().items() if name not in left_out}
 
 

@@ -24,13 +24,13 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from tasks import hardware, losses, model_card, packed
+from tasks import hardware, losses, mining, model_card, packed
 from tasks.batches import Batch, Examples, order
 from tasks.buckets import Embedder, Precision, Texts
 from tasks.checkpoints import Checkpoint, Checkpoints
 from tasks.config import Training
 from tasks.dev import MIN_QUERIES, Dev, Score
-from tasks.encoding import ModelError, load, resolve_model, weights_hash
+from tasks.encoding import ModelError, encode, load, resolve_model, weights_hash
 from tasks.processes import ALONE, Group, launch
 
 if TYPE_CHECKING:
@@ -56,7 +56,9 @@ _SAVED: Final = frozenset({".safetensors", ".json", ".txt", ".md", ".model"})
 """Kinds of file a saved model may consist of (.model: a SentencePiece vocabulary)."""
 
 
-_NOT_COMPUTED: Final = frozenset({"base_model", "max_minutes", "price_per_hour", "checkpoint_minutes", "processes"})
+_NOT_COMPUTED: Final = frozenset(
+    {"base_model", "max_minutes", "max_cost", "price_per_hour", "checkpoint_minutes", "processes"}
+)
 """Settings that change nothing about a run's steps (the base model counts by its weights)."""
 
 
@@ -84,6 +86,7 @@ class Trained:
         steps, planned_steps: optimiser steps done, and those of the full run.
         pairs: rows that went through, repeats over epochs counted.
         rows: rows of the train side, by the loss that they train.
+        mined: hard negatives that were added to the rows.
         losses: loss of each step (the sum over Matryoshka dimensions).
         dev: dev scores, the first those of the model started from; empty without enough dev queries.
         best_step: the step whose weights were saved.
@@ -100,6 +103,7 @@ class Trained:
     planned_steps: int
     pairs: int
     rows: dict[str, int]
+    mined: int
     losses: tuple[float, ...]
     dev: tuple[Score, ...]
     best_step: int
@@ -158,7 +162,11 @@ def train(
         if what == "estimate" and on_estimate is not None:
             on_estimate(Estimate(*values))
 
-    arguments = (examples, dev, documents, training, folder, commit, checkpoints, start)
+    mined = 0
+    if training.hard_negatives:
+        train, mined = _mined(train, examples, training)
+        examples = Examples(train, triplets=training.loss == "triplet")
+    arguments = (examples, mined, dev, documents, training, folder, commit, checkpoints, start)
     if training.processes == 1:
         return _run(ALONE, report, *arguments)
     _dims(_base_model(training), training)  # what is wrong with these is said here, not in each process
@@ -174,6 +182,7 @@ def _run(
     group: Group,
     report: Callable[..., None],
     examples: Examples,
+    mined: int,
     dev: EvaluationSet | None,
     documents: Sequence[str],
     training: Training,
@@ -189,7 +198,7 @@ def _run(
         run.resume(checkpoints)
     run.estimate(report)
     run.fit(dev, documents, report, checkpoints)
-    trained = run.outcome()
+    trained = run.outcome(mined)
     if group.leads:
         _save(model, run.base, folder, model_card.text(run.base, training, trained, commit))
     return trained
@@ -292,13 +301,21 @@ class _Run:
             self.best = _copied(self.model.state_dict())
 
     def _late(self) -> bool:
-        limit = self.training.max_minutes
-        return limit is not None and bool(self.group.agree(self._seconds() >= limit * 60))
+        return bool(self.group.agree(self._limit() is not None))
+
+    def _limit(self) -> str | None:
+        """The limit of time or money that has been reached, if one has."""
+        settings, seconds = self.training, self._seconds()
+        if settings.max_minutes is not None and seconds >= settings.max_minutes * 60:
+            return f"max_minutes ({settings.max_minutes:g}) reached"
+        if settings.max_cost is not None and self._dollars(seconds) >= settings.max_cost:
+            return f"max_cost ({settings.max_cost:g}) reached"
+        return None
 
     def _reason_to_stop(self) -> str | None:
         """Why no further step should be taken, if so; the first always is."""
         if self.losses and self._late():
-            return f"max_minutes ({self.training.max_minutes:g}) reached"
+            return self._limit() or "the limit of time or cost reached"
         if self.best is not None and sum(score.step > self.best_step for score in self.scores) >= PATIENCE:
             return f"no better dev MRR in {PATIENCE} evaluations"
         return None
@@ -413,7 +430,7 @@ class _Run:
 
     # --- the account -------------------------------------------------------------------------------------
 
-    def outcome(self) -> Trained:
+    def outcome(self, mined: int) -> Trained:
         """Everything there is to say about the run so far."""
         seconds = self._seconds()
         return Trained(
@@ -421,6 +438,7 @@ class _Run:
             planned_steps=self.planned,
             pairs=self.pairs,
             rows={str(kind): count for kind, count in self.examples.counts.items()},
+            mined=mined,
             losses=tuple(self.losses),
             dev=tuple(self.scores),
             best_step=self.best_step,
@@ -484,7 +502,7 @@ def _examples(train: pa.Table, training: Training) -> Examples:
     if train.num_rows == 0:
         raise TrainingError("there are no rows on the train side")
     examples = Examples(train, triplets=training.loss == "triplet")
-    if training.loss == "triplet" and "triplet" not in examples.counts:
+    if training.loss == "triplet" and "triplet" not in examples.counts and not training.hard_negatives:
         raise TrainingError("loss is 'triplet', but no row on the train side has a negative")
     if set(examples.counts) == {"ranking"} and examples.distinct_documents < 2:
         raise TrainingError("all rows on the train side have the same document: there is nothing to rank it above")
@@ -501,7 +519,30 @@ def _base_model(training: Training) -> SentenceTransformer:
     except Exception as error:  # the library raises whatever a broken file leads to
         raise TrainingError(f"base model {training.base_model!r} cannot be loaded: {error}") from error
     _set_attention(model, hardware.attention(where))
+    if training.quick:
+        _freeze_lower_half(model)
     return model.eval()  # as opposed to train(): the only difference is dropout
+
+
+def _freeze_lower_half(model: SentenceTransformer) -> None:
+    """Leave the embeddings and the first half of the layers as they are: no gradient has to reach them."""
+    inner = model.transformers_model
+    stacks = [] if inner is None else [module for module in inner.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(stacks, key=len, default=[])
+    if inner is None or len(layers) < 2:
+        raise TrainingError("quick needs a model with two or more layers, of which the upper half can be trained")
+    trained = next(layers[len(layers) // 2].parameters())
+    for parameter in inner.parameters():  # in order of registration: embeddings, layers, what follows them
+        if parameter is trained:
+            break
+        parameter.requires_grad_(False)
+
+
+def _mined(train: pa.Table, examples: Examples, training: Training) -> tuple[pa.Table, int]:
+    """Add hard negatives, found with the model that training starts from."""
+    model = _base_model(training)
+    queries, documents = encode(model, examples.queries, "query"), encode(model, examples.documents, "document")
+    return mining.mine(train, examples, queries, documents, training.hard_negatives)
 
 
 def _dims(model: SentenceTransformer, training: Training) -> tuple[int, ...]:

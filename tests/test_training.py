@@ -117,6 +117,26 @@ def test_packed_and_padded_runs_have_the_same_losses(
     np.testing.assert_allclose(fast.losses, plain.losses, rtol=2e-3)
 
 
+def test_quick_trains_the_upper_half_only(base: str, tmp_path: Path) -> None:
+    """Embeddings and the first of two layers keep their bytes, the second layer does not, and the loss falls."""
+    trained = train(ROWS, None, [], settings(base, quick=True), tmp_path / "model")
+    before, after = load(Path(base)).state_dict(), load(tmp_path / "model").state_dict()
+    changed = {name.split("model.")[1] for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all(name.startswith("encoder.layer.1.") for name in changed)
+    assert trained.losses[-1] < trained.losses[0]
+
+
+def test_mined_negatives_are_trained_on(base: str, tmp_path: Path) -> None:
+    """Two per row are found among the training documents, counted, and make more candidates: a higher first loss."""
+    plain = train(ROWS, None, [], settings(base), tmp_path / "plain")
+    trained = train(ROWS, None, [], settings(base, hard_negatives=2), tmp_path / "mined")
+    assert plain.mined == 0
+    assert 0 < trained.mined <= 2 * len(PAIRS)
+    assert trained.losses[0] > plain.losses[0]
+    assert f"| mined negatives | {trained.mined} |" in (tmp_path / "mined" / "README.md").read_text()
+
+
 def test_a_model_that_cannot_be_packed_trains_padded(tmp_path: Path) -> None:
     """MPNet falls back by itself and learns all the same."""
     mpnet = str(tiny_models.save(tmp_path / "base", "mpnet"))
@@ -162,6 +182,14 @@ def test_max_minutes_stops_cleanly_with_the_best_so_far(base: str, tmp_path: Pat
     assert "max_minutes" in trained.stopped
     assert [score.step for score in trained.dev] == [0, 1]
     assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode("a").shape == (tiny_models.WIDTH,)
+
+
+def test_max_cost_stops_cleanly(base: str, tmp_path: Path) -> None:
+    """At a dollar a second a tenth of a cent is spent after the first step."""
+    changes = {"price_per_hour": 3600, "max_cost": 0.001}
+    trained = train(ROWS, None, [], settings(base, **changes), tmp_path / "model")
+    assert trained.steps == trained.best_step == 1
+    assert trained.stopped == "max_cost (0.001) reached"
 
 
 def test_few_dev_queries_pick_nothing(base: str, tmp_path: Path) -> None:
