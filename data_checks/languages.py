@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import cache
 from pathlib import Path
 from typing import Final
 
@@ -28,15 +29,22 @@ def language_shares(texts: Iterable[str]) -> dict[str, float]:
     Uses the model that py3langid ships, and no network. About 0.2 ms per text: pass a sample.
     Empty when fewer than MIN_DETERMINED texts could be told.
     """
-    from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
-    found = Counter(identifier.classify(text[:_CHARS])[0] for text in texts)
+    found = Counter(_classifier()(text[:_CHARS])[0] for text in texts)
     del found[UNDETERMINED]
     determined = found.total()
     if determined < MIN_DETERMINED:
         return {}
     return {code: count / determined for code, count in sorted(found.items(), key=lambda item: (-item[1], item[0]))}
+
+
+@cache
+def _classifier() -> Callable[[str], tuple[str, float]]:
+    """Text to language and confidence; unpacking the model takes half a second, so it is kept."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
+    classify: Callable[[str], tuple[str, float]] = identifier.classify
+    return classify
 
 
 def model_languages(folder: Path) -> frozenset[str] | None:
@@ -56,9 +64,11 @@ def model_languages(folder: Path) -> frozenset[str] | None:
     except yaml.YAMLError:
         return None
     named = header.get("language") if isinstance(header, dict) else None
-    listed = [named] if isinstance(named, str) else named if isinstance(named, list) else []
+    listed = named if isinstance(named, list) else [named]
     # YAML 1.1 reads an unquoted Norwegian "no" as false
-    codes = {"no" if code is False else str(code).lower().split("-")[0] for code in listed}
+    codes = {
+        "no" if code is False else code.lower().split("-")[0] for code in listed if code is False or type(code) is str
+    }
     if ANY_LANGUAGE in codes or len(codes) >= _MANY_LANGUAGES:
         return frozenset({ANY_LANGUAGE})
     return frozenset(codes) or None

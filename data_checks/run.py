@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
@@ -97,7 +98,7 @@ def _evaluate_measures(checks: list[Check], measures: dict[str, float | None]) -
     """
     columns = {name: pa.array([value], pa.float64()) for name, value in measures.items()}
     found = _evaluate(checks, Frame(columns, np.zeros(1, dtype=np.int64), {}), None)
-    observed = [measures[check.column] for check in checks]
+    observed = [None if value is None or math.isnan(value) else value for value in (measures[c.column] for c in checks)]
     return [
         finding.model_copy(
             update={
