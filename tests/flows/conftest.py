@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 
 import pytest
+from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 from deployments import local
+from tasks.storage import Store
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +17,24 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Stack]:
     """A running stack with the real deployments; its folder has a space in its name, as people's folders do."""
     with local.running(tmp_path_factory.mktemp("a stack") / "state") as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
+    """The stack, with this process as its client: flows called here report to its server and use its store."""
+    environment = stack.environment()
+    settings = {
+        PREFECT_API_URL: environment["PREFECT_API_URL"],
+        PREFECT_API_AUTH_STRING: environment["PREFECT_API_AUTH_STRING"],
+    }
+    with pytest.MonkeyPatch.context() as patch, temporary_settings(settings):
+        for name, value in environment.items():
+            if name.startswith(("AWS_", "RATCHET_")):
+                patch.setenv(name, value)
+        yield stack
+
+
+@pytest.fixture
+def night_store(on_stack: local.Stack) -> Store:
+    """An empty store of its own on the stack."""
+    return Store.open(on_stack.store(f"test-{uuid.uuid4().hex}"))

@@ -1,0 +1,48 @@
+"""Train a candidate and score it beside production: the part of a night that wants a GPU."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+
+from flows.context import store_url, work_folder
+from tasks import steps
+from tasks.config import Checks, Gate, Training
+
+_TRAINING, _GATE, _CHECKS = Training(), Gate(), Checks()
+
+
+@flow(name="fine-tune", flow_run_name="fine-tune-{run_id}")
+def fine_tune(
+    run_id: str,
+    commit: int,
+    production: str | None = None,
+    store: str | None = None,
+    training: Training = _TRAINING,
+    gate: Gate = _GATE,
+    checks: Checks = _CHECKS,
+) -> dict[str, Any]:
+    """Train on one commit, publish the candidate, score it and production on the same test set.
+
+    The night's flow starts this on the GPU pool; everything but these small parameters goes through the store.
+    Each step writes its result under `runs/<run_id>/`, so another attempt goes on where this one stopped.
+
+    Args:
+        run_id: The night's run; its folder in the store takes all results.
+        commit: The intake commit that fixes the data.
+        production: Version to compare with; the base model when left out.
+        store: s3://bucket/prefix; RATCHET_STORE when left out.
+        training: How to fine-tune.
+        gate: How much slower the candidate may serve.
+        checks: How many test queries may have a near-identical training query.
+
+    Returns:
+        The content of `runs/<run_id>/scores.json`; of `leaks.json` where that blocks the night.
+    """
+    url, work = store_url(store), str(work_folder())
+    leaks = steps.check_leaks(url, run_id, commit, training.base_model, checks, work)
+    if leaks["result"]["verdict"] != "ok":
+        return leaks
+    candidate = steps.train(url, run_id, commit, training, work)
+    return steps.score(url, run_id, commit, candidate["version"], production, training, gate, work)

@@ -1,0 +1,298 @@
+"""The steps of a night as plain functions on a store: read, one call of the logic, write under `runs/<run_id>/`.
+
+Whatever a step found is stored once and read by later steps and later attempts (`runs.once`), on whichever machine
+they run; so a night that was interrupted anywhere goes on where it stopped. Heavy libraries are imported in the step
+that needs them: a night with nothing new loads none of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from tasks import report, runs
+from tasks.config import Checks, Gate, Model, Outcome, Training
+from tasks.storage import Store
+
+if TYPE_CHECKING:
+    from tasks.dataset import Dataset
+    from tasks.encoding import NumericPath
+    from tasks.registry import Change
+    from tasks.vector_cache import CachedEncoder
+
+Progress = Callable[[int, int], None]
+"""Called with how much of how much is done."""
+
+
+def begin(store: Store, run_id: str) -> dict[str, Any]:
+    """Complete an interrupted promotion, and note what serves and which commit the last night concluded on."""
+    from tasks.registry import settle
+
+    production = settle(store)  # at every attempt: also at one after a crash between pointer and ledger
+
+    def begun() -> dict[str, Any]:
+        last = runs.last_concluded(store, before=run_id)
+        return {
+            "version": production.version if production else None,
+            "etag": production.etag if production else None,
+            "last_commit": last.commit if last else 0,
+            "last_run": f"{last.run_id} ({last.verdict})" if last else None,
+        }
+
+    return runs.once(store, f"runs/{run_id}/begin.json", begun)
+
+
+def take_in(store: Store, run_id: str, last_commit: int, on_progress: Progress | None = None) -> dict[str, Any]:
+    """Commit every object that is new, and count what the night has to work with."""
+    from tasks import intake
+
+    def taken() -> dict[str, Any]:
+        commit = intake.take_in(store, writer=run_id, on_progress=on_progress).commit
+        new = intake.new_pairs(store, last_commit, commit)
+        counts = intake.counts(store, commit)
+        del counts["corpus"]  # the corpus of a night is its distinct documents, which are not known yet
+        return {"commit": commit, "new": new, "counts": {**counts, "new": new}}
+
+    return runs.once(store, f"runs/{run_id}/intake.json", taken)
+
+
+def check(store: Store, run_id: str, commit: int, since: int, base_model: str, rule: Checks) -> dict[str, Any]:
+    """Run the data checks on everything up to the commit: a `ChecksResult`, its table, and rows per side."""
+    from data_checks import data_docs, languages, run
+    from tasks import dataset, encoding, intake, splits
+
+    def checked() -> dict[str, Any]:
+        rows = intake.read_rows(store, commit)
+        supported = languages.model_languages(encoding.resolve_model(base_model))
+        rejected = intake.counts(store, commit)["rejected"]
+        result = run.run_checks(rows, rejected=rejected, rule=rule, commit=commit, since=since, supported=supported)
+        # rows that did not pass are not fit to be divided: a text may be missing
+        sides = dataset.build(rows, splits.load_split(store)).counts if result.verdict == "ok" else {}
+        store.put(f"runs/{run_id}/data_docs.html", data_docs.render(result).encode())
+        return {
+            "result": result.model_dump(mode="json"),
+            "table": result.table(),
+            "sides": sides,
+            "supported_languages": None if supported is None else sorted(supported),
+        }
+
+    return runs.once(store, f"runs/{run_id}/checks.json", checked)
+
+
+def check_leaks(
+    store: Store,
+    run_id: str,
+    commit: int,
+    base_model: str,
+    rule: Checks,
+    work: Path,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Add to the checks how many test queries the train side nearly repeats: too many make the test worthless."""
+    from data_checks import findings, leaks, run
+    from tasks import encoding
+
+    def checked() -> dict[str, Any]:
+        data = _dataset(store, commit)
+        encoder = _encoder(store, encoding.resolve_model(base_model), encoding.FP32, work)
+        asked, trained = data.test.queries, data.train["query"].to_pylist()
+        vectors = encoder.encode([*asked, *trained], "query", on_progress=on_progress)
+        leaked = leaks.leaked_queries(vectors[: len(asked)], vectors[len(asked) :])
+        before = findings.ChecksResult.model_validate(_result(store, run_id, "checks")["result"])
+        result = run.check_leaks(before, leaked, data.test.queries, rule)
+        return {"result": result.model_dump(mode="json"), "table": result.table()}
+
+    return runs.once(store, f"runs/{run_id}/leaks.json", checked)
+
+
+def train(
+    store: Store, run_id: str, commit: int, training: Training, work: Path, on_progress: Progress | None = None
+) -> dict[str, Any]:
+    """Fine-tune on the commit's train side and publish the candidate: its version and how the training went."""
+    from tasks import registry, serving
+    from tasks import training as trainer
+
+    def trained() -> dict[str, Any]:
+        data = _dataset(store, commit)
+        with TemporaryDirectory(dir=work) as temporary:
+            folder = Path(temporary) / "candidate"
+            result = trainer.train(
+                data.train,
+                data.dev,
+                data.documents,
+                training,
+                folder,
+                commit=commit,
+                on_progress=on_progress and (lambda step, steps, _loss: on_progress(step, steps)),
+            )
+            version = registry.publish(store, folder, serving.describe(folder, result.dims[1:]))
+            return {"version": version, **asdict(result)}
+
+    return runs.once(store, f"runs/{run_id}/train.json", trained)
+
+
+def score(
+    store: Store,
+    run_id: str,
+    commit: int,
+    candidate: str,
+    production: str | None,
+    training: Training,
+    gate: Gate,
+    work: Path,
+    on_progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Score the candidate, and what serves or the base model, on the same test queries and documents.
+
+    Includes the serving check: the published candidate in a fresh process must give the vectors that were scored.
+    """
+    from tasks import encoding, scoring, serving
+
+    def scored() -> dict[str, Any]:
+        data = _dataset(store, commit)
+        versions = {scoring.CANDIDATE: candidate, scoring.PRODUCTION: production}
+        folders = {side: _model(store, version, training.base_model, work) for side, version in versions.items()}
+        # one numeric path for both: a rounding that only one side has would be a difference between them
+        texts = [*data.test.queries, *data.documents]
+        path = encoding.choose_path([encoding.load(folder) for folder in folders.values()], texts)
+        sides = {
+            side: scoring.score_side(
+                data.test, data.documents, _encoder(store, folder, path, work), training.matryoshka_dims, on_progress
+            )
+            for side, folder in folders.items()
+        }
+        store.put(f"runs/{run_id}/per_query.parquet", scoring.per_query_table(data.test, sides))
+        return {
+            "counts": {**data.counts, "excluded": data.test.excluded},
+            "serving": serving.check_serving(
+                store,
+                candidate,
+                sides[scoring.CANDIDATE].sample,
+                baseline=folders[scoring.PRODUCTION],
+                max_slowdown=gate.max_serving_slowdown,
+                path=path,
+            ),
+            "numeric_path": path.name,
+            **{
+                side: {
+                    "version": versions[side],
+                    "fingerprint": encoding.fingerprint(folders[side]),
+                    "scores": result.means,
+                    "by_dimension": {str(dim): means for dim, means in result.by_dimension.items()},
+                }
+                for side, result in sides.items()
+            },
+        }
+
+    return runs.once(store, f"runs/{run_id}/scores.json", scored)
+
+
+def judge(store: Store, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]:
+    """Decide on what was scored: `verdict`, `reasons`, and `facts` for the outcome. Nothing is changed by it."""
+    from data_checks.findings import ChecksResult
+    from data_checks.guidance import guide
+    from tasks import scoring
+    from tasks.gate import decide
+
+    checks = ChecksResult.model_validate(_result(store, run_id, "leaks")["result"])
+    if checks.verdict != "ok":
+        return {"verdict": checks.verdict, "reasons": list(checks.reasons), "facts": {}}
+    found, trained = _result(store, run_id, "scores"), _result(store, run_id, "train")
+    table = store.get(f"runs/{run_id}/per_query.parquet").body
+    sides = (scoring.CANDIDATE, scoring.PRODUCTION)
+    candidate, production = (scoring.read_side(table, side, found[side]["fingerprint"]) for side in sides)
+    decision = decide(candidate, production, gate)
+    store.put(f"runs/{run_id}/decision.json", orjson.dumps(asdict(decision), option=orjson.OPT_INDENT_2))
+    verdict, reasons = decision.verdict, list(decision.reasons)
+    if verdict == "promoted" and found["serving"]:
+        verdict, reasons = "held", ["The candidate is better, but does not serve as it was scored.", *found["serving"]]
+    guidance = guide(
+        checks.counts["distinct_pairs"],
+        baseline_recall=found[scoring.PRODUCTION]["scores"]["recall_at_10"],
+        target=report.TARGETS["recall_at_10"],
+        languages=checks.languages,
+        supported=_result(store, run_id, "checks")["supported_languages"],
+        rule=rule,
+    )
+    facts = {
+        **{side: Model(version=found[side]["version"], scores=found[side]["scores"]) for side in sides},
+        "deltas": decision.deltas,
+        "guidance": guidance.text,
+        "cost": {"training_seconds": trained["seconds"], "dollars": trained["dollars"]},
+    }
+    return {"verdict": verdict, "reasons": reasons, "facts": facts}
+
+
+def promote(
+    store: Store, run_id: str, candidate: Model, etag: str | None, *, who: str, reason: str
+) -> tuple[Change | None, str]:
+    """Let the candidate serve in the place of exactly what it was compared with.
+
+    Returns the change of production and why it may be trusted to be the only one; or None and why there was none.
+    """
+    from tasks.registry import ProductionChangedError, RefusedError
+    from tasks.registry import promote as move
+
+    version = str(candidate.version)
+    try:
+        change = move(store, version, etag, run_id=run_id, who=who, reason=reason, scores=candidate.scores)
+    except (ProductionChangedError, RefusedError) as error:
+        return None, f"The candidate was better, but was not promoted: {error}."
+    return change, f"Version {version} serves since {change.at:%Y-%m-%d %H:%M} UTC, as change {change.promotion}."
+
+
+def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str]:
+    """Write the report and the outcome; returns the outcome as written, and the report as Markdown."""
+    folder = f"runs/{outcome.run_id}"
+    outcome = outcome.model_copy(update={"report": store.uri(f"{folder}/report.html")})
+    scores = _find(store, f"{folder}/scores.json")
+    material = report.Material(
+        checks=(_find(store, f"{folder}/leaks.json") or _find(store, f"{folder}/checks.json")).get("table", ()),
+        by_dimension={side: scores[side]["by_dimension"] for side in ("candidate", "production") if side in scores},
+    )
+    store.put(f"{folder}/report.html", report.html(outcome, material).encode())
+    runs.write_outcome(store, outcome)
+    return outcome, report.markdown(outcome, material)
+
+
+# --- what several steps need ---------------------------------------------------------------------------------
+
+
+def _dataset(store: Store, commit: int) -> Dataset:
+    """What the commit trains on and is judged by: the same on every machine and at every attempt."""
+    from tasks import dataset, intake, splits
+
+    return dataset.build(intake.read_rows(store, commit), splits.load_split(store))
+
+
+def _model(store: Store, version: str | None, base_model: str, work: Path) -> Path:
+    """The verified folder of a published version, or of the base model where there is none."""
+    from tasks import encoding, registry
+
+    if version is None:
+        return encoding.resolve_model(base_model)
+    return registry.pull(store, version, work / "models" / version)
+
+
+def _encoder(store: Store, folder: Path, path: NumericPath, work: Path) -> CachedEncoder:
+    """The encoder of the model in a folder; every text that it ever encoded comes from the cache."""
+    from tasks.encoding import ModelEncoder
+    from tasks.vector_cache import CachedEncoder, VectorCache
+
+    return CachedEncoder(ModelEncoder.open(folder, path), VectorCache(work / "vectors", store))
+
+
+def _result(store: Store, run_id: str, step: str) -> dict[str, Any]:
+    """What an earlier step of this run found; MissingKeyError when it has not run."""
+    return dict(orjson.loads(store.get(f"runs/{run_id}/{step}.json").body))
+
+
+def _find(store: Store, key: str) -> dict[str, Any]:
+    """A JSON object, or an empty one where there is none."""
+    blob = store.find(key)
+    return {} if blob is None else dict(orjson.loads(blob.body))
