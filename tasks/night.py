@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from tasks.encoding import NumericPath
     from tasks.registry import Change
     from tasks.vector_cache import CachedEncoder
+
+_CHECKPOINTS: Final = "checkpoints/"
 
 Progress = Callable[[int, int], None]
 """Called with how much of how much is done."""
@@ -116,6 +118,7 @@ def train(
     """Fine-tune on the commit's train side and publish the candidate: its version and how the training went."""
     from tasks import registry, serving
     from tasks import training as trainer
+    from tasks.checkpoints import Checkpoints
 
     def trained() -> dict[str, Any]:
         data = _dataset(store, commit)
@@ -129,6 +132,7 @@ def train(
                 folder,
                 commit=commit,
                 on_progress=on_progress and (lambda step, steps, _loss: on_progress(step, steps)),
+                checkpoints=Checkpoints(store, f"runs/{run_id}/{_CHECKPOINTS}"),
             )
             version = registry.publish(store, folder, serving.describe(folder, result.dims[1:]))
             return {"version": version, **asdict(result)}
@@ -247,7 +251,10 @@ def promote(
 
 
 def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str]:
-    """Write the report and the outcome; returns the outcome as written, and the report as Markdown."""
+    """Write the report and the outcome; returns the outcome as written, and the report as Markdown.
+
+    After a verdict the training's checkpoints are of no more use; after a failure the next attempt needs them.
+    """
     folder = f"runs/{outcome.run_id}"
     outcome = outcome.model_copy(update={"report": store.uri(f"{folder}/report.html")})
     scores = _find(store, f"{folder}/scores.json")
@@ -257,6 +264,8 @@ def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str]:
     )
     store.put(f"{folder}/report.html", report.html(outcome, material).encode())
     runs.write_outcome(store, outcome)
+    if outcome.verdict != "failed":
+        store.delete([entry.key for entry in store.entries(f"{folder}/{_CHECKPOINTS}")])
     return outcome, report.markdown(outcome, material)
 
 
