@@ -9,6 +9,8 @@ and a tie is always lost.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -26,9 +28,9 @@ KS: Final = (1, 5, 10, 100)
 TIE: Final = 1e-12
 """Cosines that differ by less are equal: above what summing 4,096 products in float64 can lose (4.5e-13)."""
 
-_QUERY_BLOCK: Final = 256
+_QUERY_BLOCK: Final = 512
 _DOCUMENT_BLOCK: Final = 1024
-"""A block of scores (1 MB) is compared while it is still in the cache; measured, larger and smaller are slower."""
+"""A block of scores (2 MB) is compared while it is still in the cache; measured, larger and smaller are slower."""
 
 _CELLS: Final = 8_192
 """Scores computed again one by one at a time, which bounds their memory; more in one block: a float64 product."""
@@ -63,7 +65,8 @@ def relevant_ranks(
 
     rank = 1 + the documents that are not relevant and score higher or equal + the relevant ones placed before it.
     So a tie is lost, and a model whose vectors have all collapsed into one gets the worst ranks there are. A vector
-    of zeros scores 0 with everything. Beside its arguments it needs the queries once more and two blocks of scores.
+    of zeros scores 0 with everything. Beside its arguments it needs the queries once more and, for
+    each of torch's threads, two blocks of scores.
 
     Raises ValueError for shapes that do not fit, an empty side, indices outside the documents, and vectors with NaN or
     infinite components (naming the side, how many rows, and the first).
@@ -91,13 +94,23 @@ def relevant_ranks(
         )
         for start in range(0, len(order), query_block)
     ]
-    scores = torch.empty(query_block, document_block)
-    flags = torch.empty_like(scores)
-    for start in range(0, len(documents), document_block):
-        rows = slice(start, min(start + document_block, len(documents)))
+
+    def count(start: int) -> None:
+        rows = slice(start, start + document_block)
         right = _unit(documents[rows], document_norms[rows])  # (b, d) float32
+        room = torch.empty(2, query_block * document_block)
         for block in blocks:
-            block.count(right, start, scores, flags)
+            block.count(right, start, room)
+
+    # One thread for each block of documents, and each product in its thread alone: threads inside every product wait
+    # for each other thousands of times, which on a machine that is not idle takes ten times as long.
+    threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for _ in pool.map(count, range(0, len(documents), document_block)):
+                pass  # raises what a thread raised
+    finally:
+        torch.set_num_threads(threads)  # the setting is each thread's own, but new threads start with the last one
 
     ranks = [np.empty(0, dtype=np.int64) for _ in wanted]
     for block in blocks:
@@ -204,6 +217,7 @@ class _QueryBlock:
         self._left = left
         self._cosine = cosine
         sizes = np.array([len(wanted[query]) for query in queries])
+        self._sizes = sizes
         self._heads = [int(np.sum(sizes > k)) for k in range(sizes[0])]  # queries that have a k-th relevant document
         scores = np.full((sizes[0], len(queries)), -np.inf)
         found = cosine.pairs(np.repeat(queries, sizes), np.concatenate([wanted[query] for query in queries]))
@@ -211,56 +225,60 @@ class _QueryBlock:
             scores[: len(of_query), row] = np.sort(of_query)[::-1]
         self._scores = scores  # (most relevant documents, queries), best first
         self._counts = np.zeros(scores.shape, dtype=np.int64)
+        self._lock = Lock()
         # no order of summing d products of unit vectors in float32 errs by more (Higham 2002, section 3.1),
         # normalising and rounding the bounds included
         margin = (left.shape[1] + 8) * 2.0**-24
         self._low = torch.from_numpy((scores - margin).astype(np.float32))[:, :, None]
         self._high = torch.from_numpy((scores + margin).astype(np.float32))[:, :, None]
 
-    def count(self, right: torch.Tensor, start: int, scores: torch.Tensor, flags: torch.Tensor) -> None:
+    def count(self, right: torch.Tensor, start: int, room: torch.Tensor) -> None:
         """Count the documents of a block (its first is document `start`) that score higher or equal.
 
-        `scores` and `flags` are room to work in, of at least (queries, documents).
+        `room` is memory to work in, of shape (2, at least queries * documents). Safe to call from several threads.
         """
         import torch
 
-        rows, columns = len(self._left), len(right)
-        scores, flags = _corner(scores, rows, columns), _corner(flags, rows, columns)
+        shape = len(self._left), len(right)
+        scores, flags = (part[: shape[0] * shape[1]].view(shape) for part in room)
         torch.mm(self._left, right.T, out=scores)  # (queries, documents)
+        counts = np.zeros_like(self._counts)
         for k, head in enumerate(self._heads):
             # comparing into floats and summing these is several times faster than summing booleans, and exact to 2^24
             above = torch.ge(scores[:head], self._high[k, :head], out=flags[:head]).sum(dim=1)
             reach = torch.ge(scores[:head], self._low[k, :head], out=flags[:head]).sum(dim=1)
-            self._counts[k, :head] += above.numpy().astype(np.int64)
+            counts[k, :head] = above.numpy()
             unsure = torch.nonzero(reach != above)[:, 0]
             if len(unsure):
                 near = (scores[unsure] >= self._low[k, unsure]) & (scores[unsure] < self._high[k, unsure])
-                self._settle(k, unsure.numpy(), near, start)
+                counts[k] += self._settle(k, unsure.numpy(), near, start)
+        with self._lock:
+            self._counts += counts
 
-    def _settle(self, k: int, rows: NDArray[np.int64], near: torch.Tensor, start: int) -> None:
-        """Decide in float64 the documents that float32 cannot tell from the k-th relevant one; `near` is (rows, b)."""
+    def _settle(self, k: int, rows: NDArray[np.int64], near: torch.Tensor, start: int) -> NDArray[np.int64]:
+        """Decide in float64 the documents that float32 cannot tell from the k-th relevant one; `near` is (rows, b).
+
+        Returns for each query of the block how many of them score higher or equal.
+        """
         bound = self._scores[k, rows] - TIE
         if int(near.sum()) <= _CELLS:
             row, column = (index.numpy() for index in near.nonzero(as_tuple=True))
             reached = self._cosine.pairs(self.queries[rows[row]], start + column) >= bound[row]
-            self._counts[k] += np.bincount(rows[row[reached]], minlength=len(self.queries))
-        else:  # the model has collapsed, or nearly: then nearly every score is in doubt
-            cosines = self._cosine.block(self.queries[rows], slice(start, start + near.shape[1]))
-            self._counts[k, rows] += np.sum((cosines >= bound[:, None]) & near.numpy(), axis=1)
+            return np.bincount(rows[row[reached]], minlength=len(self.queries))
+        # the model has collapsed, or nearly: then nearly every score is in doubt
+        cosines = self._cosine.block(self.queries[rows], slice(start, start + near.shape[1]))
+        reached = np.sum((cosines >= bound[:, None]) & near.numpy(), axis=1)
+        return np.bincount(rows, weights=reached, minlength=len(self.queries)).astype(np.int64)
 
     def ranks(self) -> list[Ranks]:
         """The ranks of each query's relevant documents, ascending."""
         found: list[Ranks] = []
         for row in range(len(self.queries)):
-            scores = self._scores[:, row][self._scores[:, row] > -np.inf]
-            relevant = np.searchsorted(-scores, TIE - scores, side="right")  # of those counted, not against it
-            found.append(1 + self._counts[: len(scores), row] - relevant + np.arange(len(scores)))
+            size = self._sizes[row]
+            worse = -self._scores[:size, row]  # ascending
+            relevant = worse.searchsorted(worse + TIE, side="right")  # were counted, but not against it
+            found.append(self._counts[:size, row] - relevant + np.arange(1, size + 1))
         return found
-
-
-def _corner(room: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    """A contiguous (rows, columns) part of a larger tensor's memory."""
-    return room.view(-1)[: rows * columns].view(rows, columns)
 
 
 def _norms(vectors: Floats, side: str) -> NDArray[np.float64]:
@@ -305,7 +323,7 @@ def _check_shapes(queries: Floats, documents: Floats, relevant: Sequence[object]
 
 def _indices(query: int, relevant: Collection[int] | NDArray[np.integer], documents: int) -> NDArray[np.int64]:
     """Distinct indices of a query's relevant documents. Raises ValueError for one that is no document's."""
-    found = np.unique(np.asarray(list(relevant)))
+    found = np.array(sorted(set(relevant)))
     if len(found) == 0:
         return np.empty(0, dtype=np.int64)
     if not (np.issubdtype(found.dtype, np.integer) and found[0] >= 0 and found[-1] < documents):
