@@ -53,7 +53,7 @@ _WORTHWHILE: Final = 1.3
 """Times by which a path of less precision must be faster: far enough from both 1 and the factor of 2 that CPUs with
 bf16 dot products show, so that the choice, and with it the cache, does not flip from night to night."""
 
-_SAMPLE: Final = 48
+_SAMPLE: Final = 32
 """Texts by which the numeric path is chosen."""
 
 
@@ -282,17 +282,15 @@ def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) 
     texts = [by_length[int(place)] for place in np.arange(0, len(by_length), step)]
     if not texts or not models:
         raise ValueError(f"a numeric path is chosen on texts and models, got {len(texts)} and {len(models)}")
-    reference = [encode(model, texts, "document", path=PLAIN) for model in models]
-    found = []
+    found: list[Measurement] = []
+    reference: list[np.ndarray] = []
     for path in (PLAIN, FP32, BF16):
-        encode(models[0], texts[:2], "document", path=path)  # the first use of a kernel prepares it
-        seconds = 0.0
-        least = 1.0
-        for model, expected in zip(models, reference, strict=True):
-            start = time.perf_counter()
-            vectors = encode(model, texts, "document", path=path)
-            seconds += time.perf_counter() - start
-            least = min(least, float((vectors * expected).sum(axis=1).min()))
+        encode(models[0], texts[:1], "document", path=path)  # the first use of a kernel prepares it
+        start = time.perf_counter()
+        vectors = [encode(model, texts, "document", path=path) for model in models]
+        seconds = time.perf_counter() - start
+        reference = reference or vectors
+        least = float(np.min([(a * b).sum(axis=1).min() for a, b in zip(vectors, reference, strict=True)]))
         found.append(Measurement(path, len(models) * len(texts) / seconds, least))
     return found
 

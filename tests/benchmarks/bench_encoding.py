@@ -1,0 +1,230 @@
+"""Scoring two models at five dimensions, first and second night, beside the library's evaluator.
+
+`python -m tests.benchmarks.bench_encoding [--quick] [--json FILE]`. Both ways load the same models, read the same texts
+(AWS operations' documentation, and worked examples as queries) and report the same metrics. Ours keeps vectors in a
+real store (SeaweedFS) and starts each night with an empty disk; on the second night 2% of the documents are new and the
+candidate is another one. The library's evaluator is run per model and dimension, and encodes everything each time; since
+its time hardly depends on the dimension, `--evaluations` of them are run and their mean stands for the others.
+The goals: 1/35 of the library's time on the second night, 1/6 at one dimension.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import importlib.util
+import json
+import os
+import re
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import boto3
+import numpy as np
+
+from deployments import demo, seaweedfs
+from tasks import encoding
+from tasks.config import BUNDLED_MODEL
+from tasks.encoding import ModelEncoder, NumericPath
+from tasks.ranking import metrics, relevant_ranks, summary, truncate
+from tasks.storage import Store
+from tasks.vector_cache import CachedEncoder, VectorCache
+
+DIMS = (384, 256, 128, 64, 32)
+NEW_SHARE = 0.02
+"""Share of the documents that arrive between the two nights."""
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Documents, and queries with the index of the one document that each is about."""
+
+    documents: list[str]
+    queries: list[str]
+    relevant: list[list[int]]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One way of scoring both models: wall and CPU seconds, spread of its parts, and the library's time over it."""
+
+    way: str
+    dims: int
+    wall: float
+    cpu: float
+    fastest: float
+    slowest: float
+    ratio: float
+    recall_at_10: float
+
+
+def read_texts(documents: int, queries: int) -> Texts:
+    """Documentation of AWS operations (then of parameters, up to the number), examples (then operations' names).
+
+    Every query's document is among the documents, whatever their number. The same botocore gives the same texts.
+    """
+    spec = importlib.util.find_spec("botocore")
+    assert spec is not None
+    assert spec.origin is not None
+    about: dict[str, str] = {}
+    named: dict[str, str] = {}
+    found: dict[str, None] = {}
+    filling: dict[str, None] = {}
+    for service in sorted(path for path in (Path(spec.origin).parent / "data").iterdir() if path.is_dir()):
+        version = max(service.glob("*/service-2.json.gz"), default=None)
+        if version is None:
+            continue
+        api = _read(version)
+        described = {name: demo.plain_text(one.get("documentation", "")) for name, one in api["operations"].items()}
+        found |= dict.fromkeys(text for text in described.values() if text)
+        for operation, query in _examples(service):
+            if described.get(operation) and query:
+                about.setdefault(query, described[operation])
+        for name, text in described.items():
+            if text:
+                named.setdefault(" ".join([service.name, *re.findall("[A-Z]+[a-z0-9]*", name)]), text)
+        if len(filling) < documents:
+            shapes = (demo.plain_text(shape.get("documentation", "")) for shape in api["shapes"].values())
+            filling |= dict.fromkeys(text for text in shapes if len(text) > 80)
+    order = np.random.default_rng(0).permutation(len(about))
+    examples = list(about.items())
+    asked = [*(examples[place] for place in order), *named.items()][:queries]
+    texts = list(dict.fromkeys([*(text for _, text in asked), *found, *filling]))[:documents]
+    place = {text: number for number, text in enumerate(texts)}
+    return Texts(texts, [query for query, _ in asked], [[place[text]] for _, text in asked])
+
+
+def _examples(service: Path) -> Iterator[tuple[str, str]]:
+    for path in sorted(service.glob("*/examples-1.json*")):
+        for operation, examples in sorted(_read(path).get("examples", {}).items()):
+            for example in examples:
+                yield operation, demo.plain_text(f"{example.get('title', '')} {example.get('description', '')}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    body = path.read_bytes()
+    return dict(json.loads(gzip.decompress(body) if path.suffix == ".gz" else body))
+
+
+def make_candidate(base: Path, folder: Path, seed: int) -> Path:
+    """A model of its own: the base model with a little noise on every weight."""
+    import torch
+
+    model = encoding.load(base, "cpu")
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=1e-3 * float(weight.std(correction=0)))
+    model.save(str(folder), create_model_card=False)
+    return folder
+
+
+class Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self) -> tuple[float, float]:
+        """(wall, CPU of this process with all its threads)."""
+        return time.perf_counter() - self._wall, time.process_time() - self._cpu
+
+
+def library(folder: Path, texts: Texts, dim: int) -> tuple[float, float, float]:
+    """The library's evaluator, once: (wall, CPU, Recall@10), the loading of the model included."""
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
+
+    clock = Clock()
+    model = SentenceTransformer(str(folder), local_files_only=True)
+    evaluator = InformationRetrievalEvaluator(
+        {f"q{number}": query for number, query in enumerate(texts.queries)},
+        {f"d{number}": document for number, document in enumerate(texts.documents)},
+        {f"q{number}": {f"d{index}" for index in wanted} for number, wanted in enumerate(texts.relevant)},
+        precision_recall_at_k=[1, 5, 10, 100],
+        truncate_dim=dim,
+        write_csv=False,
+    )
+    found = evaluator(model)
+    (recall,) = [value for name, value in found.items() if name.endswith("cosine_recall@10")]
+    return *clock.read(), float(recall)
+
+
+def night(
+    folders: Sequence[Path], texts: Texts, dims: Sequence[int], cache: VectorCache
+) -> tuple[float, float, float, NumericPath]:
+    """Both models, ours: choice of the path, encoding, ranks and metrics; (wall, CPU, last model's Recall@10, path)."""
+    clock = Clock()
+    models = [encoding.load(folder) for folder in folders]
+    path = encoding.choose_path(models, texts.documents)
+    recall = 0.0
+    for folder, model in zip(folders, models, strict=True):
+        encoder = CachedEncoder(ModelEncoder(model, encoding.fingerprint(folder), path), cache)
+        queries, documents = encoder.encode(texts.queries, "query"), encoder.encode(texts.documents, "document")
+        for dim in dims:
+            ranks = relevant_ranks(truncate(queries, dim), truncate(documents, dim), texts.relevant)
+            found = summary(metrics(ranks))
+            recall = found["recall_at_10"] if dim == max(dims) else recall
+    return *clock.read(), recall, path
+
+
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    """Measure, print the table, and write it as JSON where asked."""
+    import torch
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="400 documents, 40 queries")
+    parser.add_argument(
+        "--evaluations", type=int, default=2, help="runs of the library's evaluator; the rest is the mean"
+    )
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
+    arguments = parser.parse_args(argv)
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    texts = read_texts(*((400, 40) if arguments.quick else (20_000, 2_000)))
+    known = max(1 + max(max(wanted) for wanted in texts.relevant), int(len(texts.documents) * (1 - NEW_SHARE)))
+    before = Texts(texts.documents[:known], texts.queries, texts.relevant)
+    print(f"{len(texts.documents):,} documents, {len(texts.queries):,} queries, {torch.get_num_threads()} threads")
+
+    with TemporaryDirectory() as work, seaweedfs.running(Path(work) / "s3") as server:
+        os.environ.update(server.environment())
+        boto3.client("s3").create_bucket(Bucket="bench")
+        base = encoding.resolve_model(BUNDLED_MODEL)
+        first, second = (make_candidate(base, Path(work) / f"candidate-{seed}", seed) for seed in (1, 2))
+        runs = [library(base, texts, DIMS[number % len(DIMS)]) for number in range(arguments.evaluations)]
+        nights = {}
+        for dims in (DIMS, DIMS[:1]):
+            store = Store.open(f"s3://bench/{len(dims)}")
+            for number, (candidate, seen) in enumerate(((first, before), (second, texts)), 1):
+                cache = VectorCache(Path(work) / f"vectors-{len(dims)}-{number}", store)
+                nights[number, len(dims)] = night([candidate, base], seen, dims, cache)
+
+    walls = [wall for wall, _, _ in runs]
+    mean, cpu = statistics.mean(walls), statistics.mean(cpu for _, cpu, _ in runs)
+    results = []
+    for count in (len(DIMS), 1):
+        whole = 2 * count * mean
+        spread = (2 * count * min(walls), 2 * count * max(walls))
+        results.append(Result("the library's evaluator", count, whole, 2 * count * cpu, *spread, 1.0, runs[0][2]))
+        for number, way in ((1, "Ratchet, first night"), (2, "Ratchet, second night")):
+            wall, spent, recall, _ = nights[number, count]
+            results.append(Result(way, count, wall, spent, wall, wall, whole / wall, recall))
+    print(
+        f"numeric path {nights[2, 1][3].name}; {len(runs)} evaluations measured, times two models and the dimensions\n"
+    )
+    print(f"{'way':28}{'dims':>5}{'wall s':>10}{'CPU s':>10}{'fastest':>10}{'slowest':>10}{'times':>8}{'R@10':>9}")
+    for r in results:
+        times = f"{r.wall:10.1f}{r.cpu:10.1f}{r.fastest:10.1f}{r.slowest:10.1f}{r.ratio:8.1f}"
+        print(f"{r.way:28}{r.dims:5}{times}{r.recall_at_10:9.4f}")
+    print("\ngoals on the second night: 35 times at five dimensions, 6 times at one")
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    return results
+
+
+if __name__ == "__main__":
+    main()
