@@ -46,7 +46,7 @@ class Result:
 
 
 def make_rows(n: int) -> pa.Table:
-    """`n` new pairs: distinct queries of 8 words, documents of 45 words in three rows each, a negative in every fifth."""
+    """`n` new pairs: distinct queries of 8 words, documents of 45 words in three rows each, some negatives."""
     rng = np.random.default_rng(0)
     letters = np.array(list("abcdefghijklmnopqrstuvwxyz"), dtype=object)
     words = np.array(
