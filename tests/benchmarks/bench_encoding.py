@@ -3,7 +3,7 @@
 `python -m tests.benchmarks.bench_encoding [--quick] [--json FILE]`. Both ways load the same models, read the same texts
 (AWS operations' documentation, and worked examples as queries) and report the same metrics. Ours keeps vectors in a
 real store (SeaweedFS) and starts each night with an empty disk; on the second night 2% of the documents are new and the
-candidate is another one. The library's evaluator is run per model and dimension, and encodes everything each time; since
+candidate is another one. The library's evaluator is run per model and dimension, encoding everything each time; since
 its time hardly depends on the dimension, `--evaluations` of them are run and their mean stands for the others.
 The goals: 1/35 of the library's time on the second night, 1/6 at one dimension.
 """
