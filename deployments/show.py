@@ -11,9 +11,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from tasks.parsing import Rejected
-
     from tasks.config import Outcome
+    from tasks.parsing import Rejected
     from tasks.registry import Change
 
 _COLOURS: Final = {
