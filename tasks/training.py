@@ -15,6 +15,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -30,7 +31,7 @@ from tasks.buckets import Embedder, Precision, Texts
 from tasks.checkpoints import Checkpoint, Checkpoints
 from tasks.config import Training
 from tasks.dev import MIN_QUERIES, Dev, Score
-from tasks.encoding import ModelError, encode, load, resolve_model, weights_hash
+from tasks.encoding import ModelError, encode, fingerprint, load, resolve_model
 from tasks.processes import ALONE, Group, launch
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class _Run:
         scored = self._dev(dev, documents)
         when = set(_evaluation_steps(self.planned, self.training.epochs)) if scored else set()
         if scored and not self.scores:
-            self.scores.append(scored.score(self.embedder, 0))
+            self.scores.append(self._score(scored, 0))
         batches = order(self.training.epochs, self.training.batch_size, self.training.seed, self.examples)
         saved = time.perf_counter()
         done = len(self.losses)
@@ -282,7 +283,7 @@ class _Run:
             self._step(step, batch)
             report("step", step, self.planned, self.losses[-1])
             if scored and (step in when or self._late()):
-                self._take_score(scored.score(self.embedder, step))
+                self._take_score(self._score(scored, step))
             due = time.perf_counter() - saved >= self.training.checkpoint_minutes * 60
             if checkpoints is not None and self.group.leads and due:
                 checkpoints.save(step, self.checkpoint())
@@ -293,6 +294,12 @@ class _Run:
             self.model.load_state_dict(self.best)
         self.model.max_seq_length = self._serving_length
 
+    def _score(self, dev: Dev, step: int) -> Score:
+        try:
+            return dev.score(self.embedder, step)
+        except ValueError as error:
+            raise TrainingError(f"after step {step} the model's vectors cannot be ranked: {error}") from error
+
     def _take_score(self, score: Score) -> None:
         """Note a dev score; the weights of the best so far (of equals the latest) are kept."""
         self.scores.append(score)
@@ -301,6 +308,7 @@ class _Run:
             self.best = _copied(self.model.state_dict())
 
     def _late(self) -> bool:
+        """Whether a limit has been reached, by the leader's clock."""
         return bool(self.group.agree(self._limit() is not None))
 
     def _limit(self) -> str | None:
@@ -369,10 +377,11 @@ class _Run:
 
     # --- checkpoints -------------------------------------------------------------------------------------
 
+    @cached_property
     def identity(self) -> str:
         """Hash of what a run computes: a checkpoint of other rows, settings or weights is none of this run's."""
         settings = self.training.model_dump(mode="json", exclude=set(_NOT_COMPUTED))
-        found = [settings, weights_hash(self.base), self.examples.fingerprint, torch.__version__]
+        found = [settings, fingerprint(self.base), self.examples.fingerprint, torch.__version__]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def checkpoint(self) -> Checkpoint:
@@ -382,7 +391,7 @@ class _Run:
         for number, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
         state = {
-            "identity": self.identity(),
+            "identity": self.identity,
             "losses": self.losses,
             "scores": [asdict(score) for score in self.scores],
             "best_step": self.best_step,
@@ -398,7 +407,7 @@ class _Run:
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint of this run, if there is one."""
-        found = checkpoints.latest(self.identity())
+        found = checkpoints.latest(self.identity)
         if found is None:
             return
         tensors = found.tensors
@@ -528,7 +537,7 @@ def _freeze_lower_half(model: SentenceTransformer) -> None:
     """Leave the embeddings and the first half of the layers as they are: no gradient has to reach them."""
     inner = model.transformers_model
     stacks = [] if inner is None else [module for module in inner.modules() if isinstance(module, torch.nn.ModuleList)]
-    layers = max(stacks, key=len, default=[])
+    layers = max(stacks, key=len, default=torch.nn.ModuleList())
     if inner is None or len(layers) < 2:
         raise TrainingError("quick needs a model with two or more layers, of which the upper half can be trained")
     trained = next(layers[len(layers) // 2].parameters())

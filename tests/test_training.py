@@ -396,6 +396,18 @@ def test_a_loss_that_is_no_number(base: str, tmp_path: Path, monkeypatch: pytest
     assert "the loss is nan at step 1" in refused(base, tmp_path / "m")
 
 
+def test_vectors_that_are_no_numbers(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that have become NaN are found when dev is scored, and nothing is saved."""
+
+    def ruin(parameters: list[torch.nn.Parameter], _limit: float) -> None:
+        parameters[0].data.fill_(math.nan)
+
+    monkeypatch.setattr("torch.nn.utils.clip_grad_norm_", ruin)
+    with pytest.raises(TrainingError, match="after step 1 the model's vectors cannot be ranked"):
+        train(ROWS, dev_set(PAIRS), DOCUMENTS, settings(base, batch_size=72, epochs=1), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
 def test_examples_count_documents_by_key() -> None:
     """Two spellings are one document."""
     assert Examples(table(("q", "A b", [], None), ("r", "a  B", [], None))).distinct_documents == 1

@@ -35,6 +35,9 @@ from tasks.training import train
 NIGHT = 2_000
 """Training pairs of the run that the facts of the README were measured on."""
 
+BESIDE = Path(__file__).parents[3] / "shared" / "data" / "nl2bash"
+"""Where the nl2bash data lies when it lies beside the checkout."""
+
 DIMS = (256, 128, 64, 32)
 
 
@@ -246,7 +249,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     parser.add_argument("--pairs", type=int, default=400, help="training pairs per data set (a night has 2,000)")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--distractors", type=int, default=2_000, help="further AWS operations in the corpus")
-    parser.add_argument("--nl2bash", type=Path, help="folder of the nl2bash data, if there is one")
+    parser.add_argument("--nl2bash", type=Path, default=BESIDE, help="folder of the nl2bash data, where there is one")
     parser.add_argument("--only", nargs="*", default=list(RECIPES), help="recipes to run")
     parser.add_argument("--data", nargs="*", default=["aws", "nl2bash"])
     parser.add_argument("--base", default=Training().base_model)
@@ -257,7 +260,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     if arguments.quick:
         arguments.pairs, arguments.seeds, arguments.distractors = 32, 1, 100
     sets = [aws(arguments.pairs, arguments.distractors)] if "aws" in arguments.data else []
-    if arguments.nl2bash and "nl2bash" in arguments.data:
+    if arguments.nl2bash.is_dir() and "nl2bash" in arguments.data:
         sets.append(nl2bash(arguments.nl2bash, arguments.pairs))
     runs = [Run(data.name, "base model", 0, 0, 0.0, 0.0, *score(data, resolve_model(arguments.base))) for data in sets]
     for data in sets:
