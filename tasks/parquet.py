@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import Limits
+from tasks.pages import pages
 from tasks.parsing import Chunk, Columns, Rows, find_columns
 from tasks.unpacking import HARMLESS, RefusedError
 
@@ -27,6 +28,14 @@ _MADE_BYTES: Final = 4 << 20
 """Bytes of texts that are made at once."""
 
 _MOST_COLUMNS: Final = 10_000
+_MOST_INDEX_BYTES: Final = 1 << 24
+"""What the index at the end of a file takes in memory is many times its size."""
+
+_MOST_VALUES_A_ROW: Final = 16
+"""Negatives per row on average: what a whole object of the most rows may hold."""
+
+_MOST_PAGE_BYTES: Final = 1 << 27
+"""A page is unpacked in one piece. Most writers make pages of a megabyte, some one for every row group."""
 
 
 def parse_parquet(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
@@ -36,18 +45,20 @@ def parse_parquet(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
     that cannot be read is one rejected row; the others are taken.
     """
     rows = Rows(key, limits)
+    if int.from_bytes(body[-8:-4], "little") > _MOST_INDEX_BYTES:
+        raise RefusedError(f"not readable as Parquet: an index of more than {_MOST_INDEX_BYTES} bytes")
     try:
-        schema = pq.ParquetFile(pa.BufferReader(body)).schema_arrow
-        if len(schema) > _MOST_COLUMNS:
+        plain = pq.ParquetFile(pa.BufferReader(body))
+        if len(plain.schema) > _MOST_COLUMNS:
             raise RefusedError(f"more than {_MOST_COLUMNS} columns")
-        columns = find_columns(schema.names, rows.kind)
+        columns = find_columns(plain.schema_arrow.names, rows.kind)
         for name in _names(columns):
-            _check_type(name, schema.field(name).type, columns)
-        texts = [_leaf(name, schema.field(name).type) for name in _names(columns) if name != columns.score]
-        file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, pre_buffer=False)
+            _check_type(name, plain.schema_arrow.field(name).type, columns)
+        texts = _text_paths(plain.schema, columns)
+        file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, page_checksum_verification=True)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"not readable as Parquet: {_first_line(error)}") from error
-    _check_metadata(file.metadata, columns, len(body), limits)
+    _check_pages(body, file.metadata, columns, limits)
     _check_lengths(file, columns, len(body), limits)
     line = 0
     for group in range(file.num_row_groups):
@@ -101,28 +112,43 @@ def _check_type(name: str, kind: pa.DataType, columns: Columns) -> None:
         )
 
 
-def _leaf(name: str, kind: pa.DataType) -> str:
-    """The path under which Parquet keeps a column's values."""
-    return f"{name}.list.element" if _is_list(kind) else name
+def _text_paths(schema: pq.ParquetSchema, columns: Columns) -> list[str]:
+    """Where the file keeps the texts; of lists, writers do not agree on the name of their items."""
+    names = set(_names(columns)) - {columns.score}
+    found = (schema.column(number) for number in range(len(schema)))
+    is_text = {column.path: column.physical_type == "BYTE_ARRAY" for column in found}
+    return [path for path in is_text if is_text[path] and path.split(".")[0] in names]
 
 
-def _check_metadata(metadata: pq.FileMetaData, columns: Columns, size: int, limits: Limits) -> None:
-    """Refuse by what the file says of itself, before anything of it is unpacked."""
-    if metadata.num_rows == 0:
-        raise RefusedError("empty")
+def _check_pages(body: bytes, metadata: pq.FileMetaData, columns: Columns, limits: Limits) -> None:
+    """Refuse by what the file's index and its pages say of themselves, before anything is unpacked."""
     if metadata.num_rows > limits.max_object_rows:
         raise RefusedError(f"more than {limits.max_object_rows} rows")
     names = set(_names(columns))
-    unpacked = values = 0
+    unpacked = 0
     for group in range(metadata.num_row_groups):
         for number in range(metadata.num_columns):
             column = metadata.row_group(group).column(number)
             if column.path_in_schema.split(".")[0] in names:
-                unpacked += max(column.total_uncompressed_size, 0)
-                values = max(values, column.num_values)
-    _check_unpacked(unpacked, size, limits)
-    if values > 16 * limits.max_object_rows:
-        raise RefusedError(f"more than {16 * limits.max_object_rows} negatives")
+                unpacked += _check_column(body, column, limits)
+                _check_unpacked(unpacked, len(body), limits)
+
+
+def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -> int:
+    """Bytes that one column of one row group unpacks to."""
+    start = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
+    unpacked = values = 0
+    try:
+        for page in pages(body, start, start + column.total_compressed_size):
+            unpacked += page.unpacked
+            values += page.values
+            if page.unpacked > _MOST_PAGE_BYTES:
+                raise RefusedError(f"a page that unpacks to more than {_MOST_PAGE_BYTES} bytes: write smaller ones")
+    except ValueError as error:
+        raise RefusedError(f"not readable as Parquet: {error}") from error
+    if values > _MOST_VALUES_A_ROW * limits.max_object_rows:
+        raise RefusedError(f"more than {_MOST_VALUES_A_ROW * limits.max_object_rows} negatives")
+    return unpacked
 
 
 def _check_lengths(file: pq.ParquetFile, columns: Columns, size: int, limits: Limits) -> None:

@@ -52,8 +52,11 @@ SHOWN_CHARS: Final = 200
 
 _CHUNK_ROWS: Final = 20_000
 _CHUNK_BYTES: Final = 8 << 20
-_LOOKAHEAD: Final = 64 << 20
+_LOOKAHEAD: Final = 16 << 20
 """Bytes that unclosed quotes of one CSV file may make us read twice; after that a quoted field ends with its line."""
+
+_UNSEEN: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
+"""Characters that are no white space and yet show nothing."""
 
 _NUMBER: Final = re.compile(r"\s*[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?\s*", re.ASCII)
 
@@ -208,13 +211,20 @@ class Rows:
         """Accept a row, or say why not."""
         document = row[columns.document]
         most = self.limits.max_text_chars
-        if type(document) is not str or not document or document.isspace() or len(document) > most or "\0" in document:
-            return _fault("document", document, most)
+        # _fault spelt out, because two calls for every row cost a tenth of the time
+        suspect = type(document) is not str or not document or document.isspace() or document[0] in _UNSEEN
+        if suspect or len(document) > most or "\0" in document:
+            reason = _fault("document", document, most)
+            if reason is not None:
+                return reason
         query = None
         if columns.query is not None:
             query = row[columns.query]
-            if type(query) is not str or not query or query.isspace() or len(query) > most or "\0" in query:
-                return _fault("query", query, most)
+            suspect = type(query) is not str or not query or query.isspace() or query[0] in _UNSEEN
+            if suspect or len(query) > most or "\0" in query:
+                reason = _fault("query", query, most)
+                if reason is not None:
+                    return reason
         negatives: list[str] = []
         for name in columns.negatives:
             value = row[name]
@@ -224,7 +234,8 @@ class Rows:
             if len(negatives) > self.limits.max_negatives:
                 return f"more than {self.limits.max_negatives} negatives"
             for text in negatives:
-                if reason := _fault("negative", text, most):
+                reason = _fault("negative", text, most)
+                if reason is not None:
                     return reason
         score = None if columns.score is None else row[columns.score]
         if score is not None:
@@ -235,8 +246,10 @@ class Rows:
         elif columns.scored:
             return "no score"
         cut = None if columns.slice is None else row[columns.slice]
-        if cut is not None and (reason := _fault("slice", cut, most)):
-            return reason
+        if cut is not None:
+            reason = _fault("slice", cut, most)
+            if reason is not None:
+                return reason
         self.query.append(query)
         self.document.append(document)
         self.negatives.append(negatives)
@@ -268,7 +281,7 @@ def _fault(part: str, text: object, most: int) -> str | None:
         return f"no {part}"
     if type(text) is not str:
         return f"{part} is not a text"
-    if not text or text.isspace():
+    if not text.strip().strip(_UNSEEN):
         return f"empty {part}"
     if len(text) > most:
         return f"{part} longer than {most} characters"
@@ -287,7 +300,7 @@ def _json_lines(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
     rows = Rows(key, limits)
     known: dict[tuple[str, ...], Columns | str] = {}
     longest, loads, add = limits.max_line_bytes, orjson.loads, rows.add
-    number = size = 0
+    number = 0
     try:
         for lines in text.lines(longest):
             for line in lines:
@@ -313,10 +326,7 @@ def _json_lines(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
                 reason = columns if type(columns) is str else add(number, row, columns)  # type: ignore[arg-type]
                 if reason is not None:
                     rows.reject(number, reason, line)
-                size += len(line)
-                if size > _CHUNK_BYTES or (number % 1024 == 0 and len(rows) > _CHUNK_ROWS):
-                    yield rows.chunk()
-                    size = 0
+            yield rows.chunk()
     except DamagedError as error:
         rows.reject(number + 1, str(error), "")
     yield rows.chunk()
@@ -401,6 +411,12 @@ def _csv(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
     optional = [name for name in (*columns.negatives, columns.score, columns.slice) if name is not None]
     size = 0
     for cells in _records(feed, rows, len(header)):
+        size += feed.size
+        if size > _CHUNK_BYTES or len(rows) > _CHUNK_ROWS:
+            yield rows.chunk()
+            size = 0
+        if cells is None:
+            continue
         row: dict[str, Any] = dict(zip(header, cells, strict=True))
         for name in optional:
             if not row[name].strip():
@@ -410,17 +426,13 @@ def _csv(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
         reason = rows.add(feed.number, row, columns)
         if reason is not None:
             rows.reject(feed.number, reason, feed.record[0])
-        size += feed.size
-        if size > _CHUNK_BYTES or len(rows) > _CHUNK_ROWS:
-            yield rows.chunk()
-            size = 0
     if feed.damage is not None:
         rows.reject(feed.number, str(feed.damage), "")
     yield rows.chunk()
 
 
-def _records(feed: _Feed, rows: Rows, width: int | None) -> Iterator[list[str]]:
-    """Records of `width` cells; others are rejected. After the header, call anew with its width.
+def _records(feed: _Feed, rows: Rows, width: int | None) -> Iterator[list[str] | None]:
+    """Records of `width` cells, None for one that is rejected. After the header, call anew with its width.
 
     A quote that is not closed would swallow everything after it: such a record is given back but for its first line.
     """
@@ -451,8 +463,7 @@ def _records(feed: _Feed, rows: Rows, width: int | None) -> Iterator[list[str]]:
             reason = "a quote is not closed"
             feed.give_back()
         rows.reject(feed.number, reason, feed.record[0])
-        if width is None:
-            return
+        yield None
 
 
 def _csv_fault(error: csv.Error) -> str:
