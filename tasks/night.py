@@ -14,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
+from pydantic_core import to_json
 
 from tasks import report, runs
 from tasks.config import Checks, Gate, Model, Outcome, Training
@@ -211,7 +212,7 @@ def judge(store: Store, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]
     sides = (scoring.CANDIDATE, scoring.PRODUCTION)
     candidate, production = (scoring.read_side(table, side, found[side]["fingerprint"]) for side in sides)
     decision = decide(candidate, production, gate)
-    store.put(f"runs/{run_id}/decision.json", orjson.dumps(asdict(decision), option=orjson.OPT_INDENT_2))
+    store.put(f"runs/{run_id}/decision.json", to_json(decision, indent=2))
     verdict, reasons = decision.verdict, list(decision.reasons)
     if verdict == "promoted" and found["serving"]:
         verdict, reasons = "held", ["The candidate is better, but does not serve as it was scored.", *found["serving"]]
