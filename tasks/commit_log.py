@@ -225,7 +225,7 @@ def checkpoint(store: Store, state: State) -> None:
         "commit": state.commit,
         "head": state.head,
         "full_listing": state.full_listing,
-        "objects": state.objects,
+        "objects": {key: tuple(live) for key, live in state.objects.items()},
         "batches": state.batches,
         "rejected_rows": state.rejected_rows,
     }
