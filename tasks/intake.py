@@ -38,8 +38,8 @@ BATCH: Final = pa.schema(
 ROWS: Final = BATCH.append(pa.field("commit", pa.int64()))
 """Columns of accepted rows. `query` and `score` are null where there is none; `line` counts from 1."""
 
-THREADS: Final = 16
-"""Objects that are read at once."""
+THREADS: Final = 32
+"""Objects that are read at once: enough for 400 in a second when each takes 80 ms."""
 
 AHEAD_BYTES: Final = 64 << 20
 """Bytes that are read ahead of the parser; an object larger than this is read alone."""
@@ -231,7 +231,7 @@ def _bodies(
         if refused is not None:
             return refused
         try:
-            return store.get(entry.key, etag=entry.etag).body
+            return store.get_listed(entry).body
         except ChangedError:
             return None
 
@@ -241,7 +241,7 @@ def _bodies(
     pool = ThreadPoolExecutor(THREADS)
     try:
         while waiting or reading:
-            while waiting and len(reading) < 4 * THREADS and (not reading or ahead + waiting[0].size <= AHEAD_BYTES):
+            while waiting and len(reading) < 2 * THREADS and (not reading or ahead + waiting[0].size <= AHEAD_BYTES):
                 entry = waiting.popleft()
                 ahead += entry.size
                 reading.append((entry, pool.submit(read, entry)))

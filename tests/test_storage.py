@@ -9,6 +9,7 @@ from typing import Any
 
 import boto3
 import pytest
+from obstore.store import S3Store
 
 from deployments import seaweedfs
 from tasks.storage import ChangedError, MissingKeyError, Store, StoreError
@@ -69,6 +70,42 @@ def test_get_under_an_etag_reads_only_what_was_listed(store: Store) -> None:
         store.get(entry.key, etag=entry.etag)
     with pytest.raises(MissingKeyError, match="does not exist"):
         store.get(entry.key)
+
+
+KEYS = ["a.jsonl", "a b+c%20d.jsonl", "größe/ü.jsonl", "a=1&b=2/#?.jsonl", "dots...jsonl", "<script>.jsonl"]
+
+
+def test_listed_objects_are_read_by_their_etag_with_the_standard_settings(s3_server: seaweedfs.S3Server) -> None:
+    """The fast reader finds endpoint and credentials as boto3 does; any key is read as it was listed, or not at all."""
+    store = Store.open(f"s3://ratchet/{uuid.uuid4().hex}")
+    for key in KEYS:
+        store.put(f"pairs/{key}", key.encode())
+    listed = list(store.entries("pairs/"))
+    assert {entry.key: store.get_listed(entry).body.decode() for entry in listed} == {f"pairs/{k}": k for k in KEYS}
+    reader = store._reader
+    assert reader is not None
+    plain = next(entry for entry in listed if entry.key == "pairs/a.jsonl")
+    found = reader.get(store.prefix + plain.key, options={"if_match": plain.etag})
+    assert bytes(found.bytes()) == b"a.jsonl"
+    store.put(plain.key, b"changed")
+    with pytest.raises(ChangedError, match=r"pairs/a\.jsonl changed"):
+        store.get_listed(plain)
+    store.delete([plain.key])
+    with pytest.raises(ChangedError):
+        store.get_listed(plain)
+
+
+def test_listed_objects_are_read_even_when_the_fast_reader_fails(s3_server: seaweedfs.S3Server) -> None:
+    """A reader that cannot reach the server costs time, not objects."""
+    store = Store.open(f"s3://ratchet/{uuid.uuid4().hex}")
+    store.put("pairs/a.jsonl", b"rows")
+    (port,) = seaweedfs.free_ports(1)
+    options: Any = {"allow_http": True}
+    lost = S3Store("ratchet", endpoint=f"http://127.0.0.1:{port}", region="us-east-1", client_options=options,
+                   access_key_id="none", secret_access_key="none", retry_config={"max_retries": 0})  # fmt: skip
+    broken = Store(store.url, store._client, lambda: lost)
+    (entry,) = store.entries("pairs/")
+    assert broken.get_listed(entry).body == b"rows"
 
 
 def test_entries_and_folders_are_relative_to_the_prefix(store: Store) -> None:

