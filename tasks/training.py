@@ -174,9 +174,20 @@ def train(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
-        return launch(training.processes, _run, *arguments, on_line=report)
+        outcome = launch(training.processes, _outcome, *arguments, on_line=report)
     except ChildFailedError as error:
         raise TrainingError(f"the {training.processes} processes failed: {error}") from error
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
+
+
+def _outcome(group: Group, report: Callable[..., None], *arguments: Any) -> Trained | TrainingError:
+    """`_run`, with an error that all processes share as its result: starting them again would not help."""
+    try:
+        return _run(group, report, *arguments)
+    except TrainingError as error:
+        return error
 
 
 def _run(

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tasks.checkpoints import Checkpoints
 from tasks.storage import Store
@@ -72,6 +73,18 @@ def test_a_killed_worker_is_started_again_from_the_checkpoint(store: Store, tmp_
     assert 8 <= trained.resumed < trained.steps
     assert steps[-1] == trained.steps == alone.steps
     np.testing.assert_allclose(trained.losses, alone.losses, rtol=5e-3)
+
+
+@pytest.mark.slow
+def test_an_error_of_all_is_reported_at_once(tmp_path: Path) -> None:
+    """A base model with a NaN among its weights: the loss is no number in any process, and none is started again."""
+    base = tiny_models.save(tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    tensors["embeddings.LayerNorm.weight"][0] = float("nan")
+    save_file(tensors, base / "model.safetensors", {"format": "pt"})
+    with pytest.raises(TrainingError, match="the loss is nan at step 1"):
+        train(ROWS, None, [], settings(str(base), processes=2), tmp_path / "model")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.slow

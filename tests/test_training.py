@@ -221,21 +221,21 @@ def test_progress_and_estimate_are_reported(base: str, tmp_path: Path) -> None:
 def test_out_of_memory_halves_the_buckets_and_goes_on(
     base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Memory runs out above 300 tokens at once: smaller buckets with cached gradients end with the same loss curve."""
-    undisturbed = train(ROWS, None, [], settings(base), tmp_path / "undisturbed")
+    """Memory runs out above 100 tokens at once: smaller buckets with cached gradients end with the same loss curve."""
+    undisturbed = train(ROWS, None, [], settings(base, epochs=1), tmp_path / "undisturbed")
     from tasks.buckets import Embedder
 
     forward = Embedder.forward
 
     def short_of_memory(self: Embedder, texts: Any, chunk: Any) -> torch.Tensor:
-        if torch.is_grad_enabled() and texts.lengths[chunk].sum() > 40:
+        if torch.is_grad_enabled() and texts.lengths[chunk].sum() > 100:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
         return forward(self, texts, chunk)
 
     monkeypatch.setattr(Embedder, "forward", short_of_memory)
-    trained = train(ROWS, None, [], settings(base), tmp_path / "model")
+    trained = train(ROWS, None, [], settings(base, epochs=1), tmp_path / "model")
     assert trained.cached
-    assert trained.bucket_tokens == 32
+    assert trained.bucket_tokens in {64, 128}
     np.testing.assert_allclose(trained.losses, undisturbed.losses, rtol=2e-3)
 
 
