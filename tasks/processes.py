@@ -146,17 +146,16 @@ def _worker(lines: Path, function: Callable[..., Result], arguments: tuple[Any, 
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        group = Group(dist.get_rank(), dist.get_world_size())
+    group = Group(dist.get_rank(), dist.get_world_size())
 
-        def report(*values: object) -> None:
-            if group.leads:
-                with lines.open("a") as file:
-                    file.write(json.dumps(values) + "\n")
+    def report(*values: object) -> None:
+        if group.leads:
+            with lines.open("a") as file:
+                file.write(json.dumps(values) + "\n")
 
-        return function(group, report, *arguments)
-    finally:
-        dist.destroy_process_group()
+    result = function(group, report, *arguments)
+    dist.destroy_process_group()  # not after an error: it would wait for the others, who wait for this process
+    return result
 
 
 @contextmanager
