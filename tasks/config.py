@@ -146,7 +146,7 @@ class Checks(Parameters):
 class Limits(Parameters):
     """Caps on what one uploaded object may be; beyond them it goes to quarantine, never into memory."""
 
-    max_object_bytes: int = Field(1 << 28, ge=1, description="Largest object as stored, in bytes.")
+    max_object_bytes: int = Field(200 << 20, ge=1, description="Largest object as stored, in bytes.")
     max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line (of Parquet: row), in bytes.")
     max_object_rows: int = Field(1_000_000, ge=1, description="Most lines (of Parquet: rows) of one object.")
     max_decompressed_bytes: int = Field(1 << 30, ge=1 << 10, description="Most bytes one object may unpack to.")

@@ -10,17 +10,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-_UNPACKED, _PACKED, _DATA, _DICTIONARY, _DATA_V2 = 2, 3, 5, 7, 8
-"""Fields of PageHeader; in each of the last three structs field 1 is the number of values."""
+_UNPACKED, _PACKED = 2, 3
+"""Fields of PageHeader: bytes of the page when unpacked, and as stored."""
+
+_DATA, _DATA_V2 = 5, 8
+"""Fields of PageHeader: structs of which there is one in a page of values, with their number in field 1."""
 
 _DEEPEST: Final = 4
 
 
+Fields = dict[int, "int | Fields"]
+"""Integers and structs of a struct by field number."""
+
+
 class Page(NamedTuple):
-    """One page: its bytes when unpacked, and its values (of nested columns: nulls and empty lists too)."""
+    """One page."""
 
     unpacked: int
+    """Bytes when unpacked."""
     values: int
+    """Values, nulls and empty lists among them; 0 for a dictionary."""
 
 
 def pages(body: bytes, start: int, end: int) -> Iterator[Page]:
@@ -35,13 +44,19 @@ def pages(body: bytes, start: int, end: int) -> Iterator[Page]:
         unpacked, packed = header.get(_UNPACKED), header.get(_PACKED)
         if not isinstance(unpacked, int) or not isinstance(packed, int) or unpacked < 0 or packed < 0:
             raise ValueError(f"no page header at {start}")
-        kinds = (header.get(kind) for kind in (_DATA, _DICTIONARY, _DATA_V2))
-        values = (kind.get(1) for kind in kinds if isinstance(kind, dict))
-        yield Page(unpacked, sum(value for value in values if isinstance(value, int)))
+        yield _page(header, unpacked)
         start = after + packed
 
 
-Fields = dict[int, "int | Fields"]
+def _page(header: Fields, unpacked: int) -> Page:
+    for kind in (_DATA, _DATA_V2):
+        of_values = header.get(kind)
+        if isinstance(of_values, dict):
+            values = of_values.get(1)
+            if not isinstance(values, int) or values < 0:
+                raise ValueError("a page header without the number of values")
+            return Page(unpacked, values)
+    return Page(unpacked, 0)
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[Fields, int]:

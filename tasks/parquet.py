@@ -7,7 +7,7 @@ megabytes at a time.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,10 @@ from tasks.unpacking import HARMLESS, RefusedError
 
 Counts = npt.NDArray[np.int64]
 
-_BATCH_ROWS: Final = 1_000
+_READ_ROWS: Final = 10_000
+_READ_BYTES: Final = 32 << 20
+"""Rows, and bytes of their texts in pages of the longest ones, that are read at once."""
+
 _MADE_BYTES: Final = 4 << 20
 """Bytes of texts that are made at once."""
 
@@ -31,11 +34,16 @@ _MOST_COLUMNS: Final = 10_000
 _MOST_INDEX_BYTES: Final = 1 << 24
 """What the index at the end of a file takes in memory is many times its size."""
 
+_DELTAS: Final = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
+
 _MOST_VALUES_A_ROW: Final = 16
 """Negatives per row on average: what a whole object of the most rows may hold."""
 
-_MOST_PAGE_BYTES: Final = 1 << 27
-"""A page is unpacked in one piece. Most writers make pages of a megabyte, some one for every row group."""
+_MEMORY_BYTES: Final = 360 << 20
+"""What the object and its largest page may take together. Most writers make pages of a megabyte, some of a hundred."""
+
+_COPIES: Final = 4
+"""How often the values of a page are in memory while Arrow grows its arrays."""
 
 
 def parse_parquet(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
@@ -45,35 +53,41 @@ def parse_parquet(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
     that cannot be read is one rejected row; the others are taken.
     """
     rows = Rows(key, limits)
+    try:
+        file, columns = _open(body, rows.kind)
+        steps = _check_pages(body, file.metadata, columns, limits)
+        _check_lengths(file, steps, columns, len(body), limits)
+        line = 0
+        for group, step in enumerate(steps):
+            end = line + file.metadata.row_group(group).num_rows
+            try:
+                for batch in file.iter_batches(step, row_groups=[group], columns=_names(columns)):
+                    _add(rows, line, batch, columns)
+                    line += batch.num_rows
+                    yield rows.chunk()
+            except (pa.ArrowException, OSError) as error:
+                rows.reject(line + 1, f"the rest of its row group is not readable: {_first_line(error)}", "")
+            line = end
+        yield rows.chunk()
+    finally:
+        pa.default_memory_pool().release_unused()  # the next object may be as large
+
+
+def _open(body: bytes, kind: str) -> tuple[pq.ParquetFile, Columns]:
+    """The file, opened so that texts are read as dictionaries, and which of its columns is what."""
     if int.from_bytes(body[-8:-4], "little") > _MOST_INDEX_BYTES:
         raise RefusedError(f"not readable as Parquet: an index of more than {_MOST_INDEX_BYTES} bytes")
     try:
         plain = pq.ParquetFile(pa.BufferReader(body))
         if len(plain.schema) > _MOST_COLUMNS:
             raise RefusedError(f"more than {_MOST_COLUMNS} columns")
-        columns = find_columns(plain.schema_arrow.names, rows.kind)
+        columns = find_columns(plain.schema_arrow.names, kind)
         for name in _names(columns):
             _check_type(name, plain.schema_arrow.field(name).type, columns)
-        texts = _text_paths(plain.schema, columns)
-        file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, page_checksum_verification=True)
+        texts = _text_paths(plain, columns)
+        return pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, page_checksum_verification=True), columns
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"not readable as Parquet: {_first_line(error)}") from error
-    _check_pages(body, file.metadata, columns, limits)
-    _check_lengths(file, columns, len(body), limits)
-    line = 0
-    for group in range(file.num_row_groups):
-        count = file.metadata.row_group(group).num_rows
-        end = line + count
-        try:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=_names(columns)):
-                _add(rows, line, batch, columns)
-                line += batch.num_rows
-                if len(rows):
-                    yield rows.chunk()
-        except (pa.ArrowException, OSError) as error:
-            rows.reject(line + 1, f"the rest of its row group is not readable: {_first_line(error)}", "")
-        line = end
-    yield rows.chunk()
 
 
 def _names(columns: Columns) -> list[str]:
@@ -112,51 +126,89 @@ def _check_type(name: str, kind: pa.DataType, columns: Columns) -> None:
         )
 
 
-def _text_paths(schema: pq.ParquetSchema, columns: Columns) -> list[str]:
-    """Where the file keeps the texts; of lists, writers do not agree on the name of their items."""
+def _text_paths(file: pq.ParquetFile, columns: Columns) -> list[str]:
+    """Where the file keeps the texts that can be read as dictionaries; of lists, writers name the items differently."""
     names = set(_names(columns)) - {columns.score}
-    found = (schema.column(number) for number in range(len(schema)))
-    is_text = {column.path: column.physical_type == "BYTE_ARRAY" for column in found}
-    return [path for path in is_text if is_text[path] and path.split(".")[0] in names]
+    found = [file.schema.column(number) for number in range(len(file.schema))]
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    return [
+        column.path
+        for number, column in enumerate(found)
+        if column.path.split(".")[0] in names
+        and column.physical_type == "BYTE_ARRAY"
+        and not any(_is_delta(group.column(number)) for group in groups)
+    ]
 
 
-def _check_pages(body: bytes, metadata: pq.FileMetaData, columns: Columns, limits: Limits) -> None:
-    """Refuse by what the file's index and its pages say of themselves, before anything is unpacked."""
+def _is_delta(column: pq.ColumnChunkMetaData) -> bool:
+    """Whether texts may be written as what they have in common with the one before: then they outgrow their bytes.
+
+    Arrow cannot read such columns as dictionaries; where the index does not tell, reading fails.
+    """
+    return not _DELTAS.isdisjoint(column.encodings)
+
+
+def _check_pages(body: bytes, metadata: pq.FileMetaData, columns: Columns, limits: Limits) -> list[int]:
+    """Refuse by what the file's index and its pages say of themselves, before anything is unpacked.
+
+    Returns, for each row group, how many of its rows can be read at once.
+    """
     if metadata.num_rows > limits.max_object_rows:
         raise RefusedError(f"more than {limits.max_object_rows} rows")
     names = set(_names(columns))
     unpacked = 0
-    for group in range(metadata.num_row_groups):
-        for number in range(metadata.num_columns):
-            column = metadata.row_group(group).column(number)
+    steps = []
+    for number in range(metadata.num_row_groups):
+        group = metadata.row_group(number)
+        longest = 1
+        for column in map(group.column, range(group.num_columns)):
             if column.path_in_schema.split(".")[0] in names:
-                unpacked += _check_column(body, column, limits)
+                size, longest_here = _check_column(body, column, limits)
+                unpacked += size
+                longest = max(longest, longest_here)
                 _check_unpacked(unpacked, len(body), limits)
+        steps.append(min(max(_READ_BYTES // longest, 1), _READ_ROWS))
+    return steps
 
 
-def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -> int:
-    """Bytes that one column of one row group unpacks to."""
+def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -> tuple[int, int]:
+    """Bytes that one column of one row group unpacks to, and bytes that each of its values takes at most.
+
+    Where texts do not outgrow their bytes, the second is the average of the page with the longest ones: a number of
+    values takes at most that many times as much, and two pages.
+    """
     start = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
-    unpacked = values = 0
+    in_lists = "." in column.path_in_schema
+    delta = _is_delta(column)
+    most = max((_MEMORY_BYTES - len(body)) // _COPIES, _READ_BYTES)
+    unpacked = values = longest = 0
     try:
         for page in pages(body, start, start + column.total_compressed_size):
             unpacked += page.unpacked
             values += page.values
-            if page.unpacked > _MOST_PAGE_BYTES:
-                raise RefusedError(f"a page that unpacks to more than {_MOST_PAGE_BYTES} bytes: write smaller ones")
+            if delta:
+                longest = max(longest, page.unpacked)
+            elif page.values:
+                longest = max(longest, page.unpacked // page.values)
+            # a list is read in one piece as well, however long it is
+            if (unpacked if in_lists else page.unpacked) > most:
+                piece = "row group of negatives" if in_lists else "page"
+                raise RefusedError(f"a {piece} unpacks to more than {most >> 20} MiB: write smaller ones")
     except ValueError as error:
         raise RefusedError(f"not readable as Parquet: {error}") from error
     if values > _MOST_VALUES_A_ROW * limits.max_object_rows:
         raise RefusedError(f"more than {_MOST_VALUES_A_ROW * limits.max_object_rows} negatives")
-    return unpacked
+    if in_lists and delta and longest * values > most:
+        raise RefusedError("many negatives in a delta encoding: write them as PLAIN")
+    return unpacked, 1 if in_lists else longest
 
 
-def _check_lengths(file: pq.ParquetFile, columns: Columns, size: int, limits: Limits) -> None:
+def _check_lengths(file: pq.ParquetFile, steps: Sequence[int], columns: Columns, size: int, limits: Limits) -> None:
     """Refuse by the length of all texts, without making them."""
     unpacked = 0
-    for group in range(file.num_row_groups):
+    for group, step in enumerate(steps):
         try:
-            for batch in file.iter_batches(_BATCH_ROWS, row_groups=[group], columns=_names(columns)):
+            for batch in file.iter_batches(step, row_groups=[group], columns=_names(columns)):
                 unpacked += int(_row_bytes(batch).sum())
                 _check_unpacked(unpacked, size, limits)
         except (pa.ArrowException, OSError):

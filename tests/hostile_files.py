@@ -277,6 +277,14 @@ def _not_utf8() -> bytes:
     return parquet({"query": pa.Array.from_buffers(pa.string(), 3, query.buffers()), "document": ["x", "y", "z"]})
 
 
+def _shared_beginnings() -> bytes:
+    """Texts of a megabyte that differ in their last characters: written as the length shared, and the rest."""
+    texts = ["d" * (MIB - 100) + str(number) for number in range(200)]
+    encoding = {"query": "PLAIN", "document": "DELTA_BYTE_ARRAY"}
+    table = {"query": [str(n) for n in range(200)], "document": texts}
+    return parquet(table, use_dictionary=False, column_encoding=encoding, write_statistics=False)
+
+
 def _one_row_of(negatives: int) -> pa.Table:
     lists = pa.ListArray.from_arrays(pa.array([0, negatives], pa.int32()), repeated("n" * 50, negatives))
     return pa.table({"query": ["q"], "document": ["d"], "negatives": lists})
@@ -330,6 +338,7 @@ _file(
     "bomb-of-zeros.parquet",
     lambda: parquet({"query": ["q"], "document": ["0" * (64 * MIB)]}, compression="zstd", use_dictionary=False),
 )
+_file("bomb-of-shared-beginnings.parquet", _shared_beginnings)
 _file("bomb-of-one-page.parquet", lambda: parquet(_one_huge_text(), compression="zstd", use_dictionary=False))
 _file("bomb-of-negatives.parquet", lambda: parquet(_one_row_of(20_000_000)))
 
