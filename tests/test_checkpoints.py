@@ -94,11 +94,12 @@ def test_a_fine_tune_killed_three_times_ends_as_if_undisturbed(store: Store, tmp
     undisturbed = fine_tune(base, tmp_path / "undisturbed", None)
     command = [sys.executable, "-c", WORKER, store.url, base, str(tmp_path / "model")]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
-    kills = sorted(np.random.default_rng().choice(np.arange(1, 26), 3, replace=False).tolist())
+    kills = sorted(np.random.default_rng().choice(np.arange(1, 22), 3, replace=False).tolist())
     for kill in kills:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as worker:
             assert worker.stdout is not None
-            assert any(line.split()[0] == str(kill) for line in worker.stdout), f"no step {kill}"
+            steps = (int(line.split()[0]) for line in worker.stdout if line[0].isdigit())
+            assert any(step >= kill for step in steps), f"no step {kill}"  # the one before may have run past it
             worker.send_signal(signal.SIGKILL)
         assert worker.returncode == -signal.SIGKILL
     result = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
