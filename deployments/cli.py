@@ -9,6 +9,7 @@ import contextlib
 import getpass
 import json
 import os
+import shlex
 import signal
 import sys
 import time
@@ -400,6 +401,9 @@ def _describe(stack: local.Stack) -> None:
     console.print(f"Prefect UI   {stack.ui_url}  (it asks for a password: the line in {password})")
     console.print(f"S3 server    {stack.s3_endpoint}  (store {stack.store()})")
     console.print(f"Logs         {escape(str(stack.logs()))}")
+    console.print(
+        f"In a shell   . {escape(shlex.quote(str(stack.environment_file)))}  (then `prefect` works on this stack)"
+    )
 
 
 def _describe_store(store: Store) -> None:

@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import secrets
+import shlex
 import subprocess
 import sys
 import time
@@ -80,6 +81,11 @@ class Stack:
     def password_file(self) -> Path:
         """File with the one line that the Prefect UI asks for as its password."""
         return _password_file(self.state)
+
+    @property
+    def environment_file(self) -> Path:
+        """File with the stack's settings for a shell: `. file`, and `prefect` and S3 clients work on it."""
+        return self.state / "env"
 
     def store(self, name: str = "main") -> str:
         """Address of a store on this stack; `main` is the one its scheduled runs work on."""
@@ -177,6 +183,8 @@ class _Owned:
         for pool in POOLS:
             self._start_worker(pool, environment)
         stack = Stack(**{**vars(stack), "services": {name: process.pid for name, process in self._processes.items()}})
+        with _private(stack.environment_file) as file:
+            file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
         _write(self.state / "stack.json", {**asdict(stack), "state": str(self.state)})
         return stack
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import subprocess
 import sys
@@ -26,15 +27,18 @@ from tasks.storage import Store
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
-PAIRS, FURTHER = 600, 300
+PAIRS = 1_000
+CHARS = 240
+"""Documents are cut to their first characters: so a search among all of them is hard enough, and quickly scored."""
+
 FAST = Training(max_length=64)
-"""As the default, on shorter texts."""
+SPLIT = b'{"rule": 1, "salt": "the same sides on every run of these tests", "dev": 0.05, "test": 0.15}'
 
 
-def _lines(body: bytes, count: int) -> list[bytes]:
-    """`count` lines, evenly from all services."""
-    lines = body.splitlines(keepends=True)
-    return [lines[len(lines) * i // count] for i in range(count)]
+def _cut(body: bytes, column: str) -> list[bytes]:
+    """JSON lines with one column cut to `CHARS`."""
+    rows = (json.loads(line) for line in body.splitlines())
+    return [json.dumps({**row, column: row[column][:CHARS]}).encode() + b"\n" for row in rows]
 
 
 def _shuffled(pairs: Sequence[bytes], seed: int = 7) -> bytes:
@@ -61,9 +65,11 @@ def promoted(on_stack: local.Stack) -> Promoted:
     """The first night, run by its deployment: the parent on pool cpu, the fine-tuning on pool gpu."""
     store = Store.open(on_stack.store(f"night-{uuid.uuid4().hex}"))
     data = demo.build()
-    pairs = _lines(data.pairs, PAIRS)
+    every = _cut(data.pairs, "document")
+    pairs = [every[len(every) * i // PAIRS] for i in range(PAIRS)]
+    store.put("split.json", SPLIT)
     store.put("pairs/dt=2026-11-22/a.jsonl", b"".join(pairs))
-    store.put("corpus/a.jsonl", b"".join(_lines(data.corpus, FURTHER)))
+    store.put("corpus/a.jsonl", b"".join(_cut(data.corpus, "text")))
     parameters = {
         "store": store.url,
         "training": FAST.model_dump(mode="json"),
@@ -90,7 +96,7 @@ def test_the_first_night_promotes_a_real_gain(promoted: Promoted) -> None:
     counts = outcome.counts
     assert counts["accepted"] == PAIRS
     assert counts["train"] > counts["test"] >= 50
-    assert counts["corpus"] > FURTHER
+    assert counts["corpus"] > PAIRS
     pointer = json.loads(promoted.store.get("production.json").body)
     assert pointer["version"] == outcome.candidate.version
     assert (pointer["promotion"], pointer["previous"], pointer["run_id"]) == (1, None, outcome.run_id)
@@ -118,12 +124,13 @@ def test_what_serves_gives_the_vectors_that_were_scored(promoted: Promoted, tmp_
     """A plain SentenceTransformer on the pulled folder gives the vectors kept in the cache by the scoring."""
     from sentence_transformers import SentenceTransformer
 
-    from tasks.encoding import ModelEncoder, NumericPath
+    from tasks.encoding import BF16, FP32, PLAIN, ModelEncoder
     from tasks.vector_cache import VectorCache, text_hash
 
     folder = registry.pull_production(promoted.store, tmp_path / "model")
     scores = json.loads(promoted.store.get(f"runs/{promoted.outcome.run_id}/scores.json").body)
-    encoder = ModelEncoder.open(folder, NumericPath(scores["numeric_path"]))
+    path = next(path for path in (PLAIN, FP32, BF16) if path.name == scores["numeric_path"])
+    encoder = ModelEncoder.open(folder, path)
     kept = VectorCache(tmp_path / "vectors", promoted.store).open(encoder.key("document"), encoder.dimension)
     documents = [json.loads(line)["document"] for line in promoted.pairs[:20]]
     scored = np.empty((len(documents), encoder.dimension), np.float32)
@@ -155,8 +162,6 @@ def test_a_night_with_nothing_new_loads_no_model(promoted: Promoted) -> None:
     )
     environment: dict[str, str] = {}
     promoted.stack.adopt(environment)
-    import os
-
     run = subprocess.run(
         [sys.executable, "-c", code, promoted.store.url],
         env={**os.environ, **environment},
@@ -194,7 +199,9 @@ def test_production_that_changed_meanwhile_is_never_replaced(
 ) -> None:
     """Somebody promotes by hand between the scoring and the promotion: theirs stays."""
     store = Store.open(promoted.stack.store(f"night-{uuid.uuid4().hex}"))
+    store.put("split.json", SPLIT)
     store.put("pairs/a.jsonl", b"".join(promoted.pairs))
+    store.put("corpus/a.jsonl", promoted.store.get("corpus/a.jsonl").body)
     folder = registry.pull_production(promoted.store, tmp_path / "model")
     description = registry.read_production(promoted.store)
     assert description is not None
