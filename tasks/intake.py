@@ -146,7 +146,7 @@ class _Batch:
         self._group: list[pa.RecordBatch] = []
         self._group_rows = self._group_bytes = 0
         self.sources: list[Source] = []
-        self._bytes = 0
+        self._rows = self._bytes = 0
 
     def add(self, entry: Entry, body: bytes | Chunk, limits: Limits) -> None:
         """Parse one object, or take what is known of it without reading it."""
@@ -158,6 +158,7 @@ class _Batch:
                 self._add_rows(entry.key, chunk.rows)
                 file.writelines(orjson.dumps(asdict(row), option=orjson.OPT_APPEND_NEWLINE) for row in chunk.rejected)
         self.sources.append(Source(entry.key, entry.etag, accepted, rejected))
+        self._rows += accepted + rejected
         self._bytes += entry.size
 
     def _add_rows(self, key: str, rows: pa.RecordBatch) -> None:
@@ -272,17 +273,14 @@ def _new_objects(store: Store, log: State, limits: Limits) -> tuple[list[Entry],
 
 
 def _new(log: State, entries: Iterable[Entry]) -> list[Entry]:
-    """What the log does not hold; markers that some programs write for folders are no objects."""
+    """What the log does not hold, each key once; markers that some programs write for folders are no objects."""
     nothing = Live("", 0, 0, 0, 0, 0)
-    return sorted(
-        (
-            entry
-            for entry in entries
-            if log.objects.get(entry.key, nothing).etag != entry.etag
-            and not (entry.key.endswith("/") and entry.size == 0)
-        ),
-        key=lambda entry: entry.key,
-    )
+    new = {
+        entry.key: entry
+        for entry in entries
+        if log.objects.get(entry.key, nothing).etag != entry.etag and not (entry.key.endswith("/") and not entry.size)
+    }
+    return [new[key] for key in sorted(new)]
 
 
 def _recent(store: Store, log: State, prefix: str) -> Iterator[Entry]:

@@ -163,6 +163,20 @@ def test_an_object_that_changes_or_goes_while_it_is_read_is_left_for_the_next_ni
     assert queries(store, 2) == ["a", "b changed"]
 
 
+def test_an_object_that_a_listing_names_twice_is_taken_once(store: Store) -> None:
+    """A server may repeat a key when objects come and go between the pages of a listing."""
+    store.put("pairs/a.jsonl", lines("q1"))
+
+    class Stammering(Store):
+        def entries(self, prefix: str, *, start_after: str | None = None) -> Iterator[Entry]:
+            for entry in super().entries(prefix, start_after=start_after):
+                yield entry
+                yield entry
+
+    assert take_in(Stammering(store.url, store._client), writer="run").accepted == 1
+    assert queries(store, 1) == ["q1"]
+
+
 def test_an_empty_store_has_no_commit(store: Store) -> None:
     """Commit 0 is the state before the first one."""
     assert take_in(store, writer="run").commit == 0
