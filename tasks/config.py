@@ -29,7 +29,7 @@ class Training(Parameters):
     base_model: str = _field(
         BUNDLED_MODEL,
         0,
-        "Model to start from: a hub id, a folder, or pkg:<package> for one that a package ships.",
+        "Model to start from: a hub id, a folder, or pkg:NAME for the one that the installed package NAME ships.",
         min_length=1,
     )
     epochs: int = _field(1, 1, "Passes over the training pairs.", ge=1, le=50)

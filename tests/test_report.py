@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+from html import unescape
 
-import markdown as markdown_library
 import pytest
+from markdown_it import MarkdownIt
 
 from tasks.config import Delta, Model, Outcome
 from tasks.report import Material, escape_markdown, html, markdown, score_rows
@@ -25,6 +26,11 @@ def _outcome(**changes: object) -> Outcome:
         production_after="abc",
     )
     return outcome.model_copy(update=changes)
+
+
+def _rendered(page: str) -> str:
+    """Markdown as a browser gets it, by an implementation of CommonMark that lets HTML through."""
+    return MarkdownIt("commonmark").enable("table").render(page)
 
 
 def test_scores_are_shown_side_by_side_with_difference_interval_and_target() -> None:
@@ -48,11 +54,11 @@ def test_hostile_texts_stay_texts(render: object) -> None:
     checks = [{"check": HOSTILE, "severity": "critical", "result": "failed", "observed": HOSTILE}]
     outcome = _outcome(reasons=[HOSTILE], guidance=HOSTILE, reason=HOSTILE)
     page = render(outcome, Material(checks=checks))  # type: ignore[operator]  # both renderers take the same arguments
-    shown = page if render is html else markdown_library.markdown(page, extensions=["tables"])
+    shown = page if render is html else _rendered(page)
     assert "<script" not in shown
     assert "<img" not in shown
     assert "<a " not in shown
-    assert "alert(1)" in re.sub(r"\\(.)", r"\1", page)
+    assert "alert(1)" in shown
 
 
 def test_html_asks_no_other_host() -> None:
@@ -62,16 +68,17 @@ def test_html_asks_no_other_host() -> None:
     assert "default-src 'none'" in page
 
 
-@pytest.mark.parametrize("text", ["a|b", "*x*", "_x_", "`x`", "[x](y)", "<b>", "a\nb", "\u202egnp", "https://x.y"])
+@pytest.mark.parametrize(
+    "text",
+    ["a|b", "*x*", "_x_", "`x`", "[x](y)", "<b>", "a\nb", "\u202egnp", "https://x.y", "- a", "1. a", "&lt;", "# a"],
+)
 def test_escaped_markdown_renders_as_the_same_text(text: str) -> None:
     """What Markdown shows of an escaped text is the text, on one line, without invisible characters."""
-    shown = markdown_library.markdown(escape_markdown(text))
-    expected = " ".join(text.replace("\u202e", "").split()).replace("&", "&amp;")
-    plain = (
-        re.sub(r"</?p>", "", shown)
-        .replace("&#58;", ":")
-        .replace("&#124;", "|")
-        .replace("&lt;", "<")
-        .replace("&gt;", ">")
-    )
-    assert plain == expected
+    shown = unescape(re.sub(r"</?p>", "", _rendered(escape_markdown(text)))).strip()
+    assert shown == " ".join(text.replace("\u202e", "").split())
+
+
+def test_numbers_and_names_stay_readable() -> None:
+    """Recall@10 is shown as Recall@10, in a sentence and in a table cell."""
+    assert _rendered(escape_markdown("Recall@10 rose (0.84 to 0.94).")) == "<p>Recall@10 rose (0.84 to 0.94).</p>\n"
+    assert "<td>a|b</td>" in _rendered(f"| x |\n|---|\n| {escape_markdown('a|b')} |\n")
