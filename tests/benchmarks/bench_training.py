@@ -124,7 +124,14 @@ def seed_recipe(data: Data, base: str, seed: int, folder: Path) -> None:
     examples = [InputExample(texts=[query, document]) for query, document in data.pairs]
     loader = DataLoader(examples, batch_size=16, shuffle=True)  # type: ignore[var-annotated,arg-type]
     loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model), list(DIMS))
-    model.fit([(loader, loss)], epochs=3, warmup_steps=100, optimizer_params={"lr": 2e-5}, show_progress_bar=False)
+    model.fit(
+        [(loader, loss)],
+        epochs=3,
+        warmup_steps=100,
+        optimizer_params={"lr": 2e-5},
+        show_progress_bar=False,
+        checkpoint_path=str(folder.parent / "checkpoints"),  # its default is the current folder
+    )
     model.save(str(folder), create_model_card=False)
 
 
@@ -142,8 +149,9 @@ def library_trainer(data: Data, base: str, seed: int, folder: Path) -> None:
         num_train_epochs=1,
         per_device_train_batch_size=64,
         learning_rate=1e-4,
-        warmup_ratio=0.1,
+        warmup_steps=0.1,
         bf16=True,
+        use_cpu=not torch.cuda.is_available(),
         seed=seed,
         save_strategy="no",
         report_to=[],
