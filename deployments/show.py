@@ -74,7 +74,7 @@ def runs(outcomes: Iterable[Outcome]) -> Table:
     """How runs ended, in the order in which they come."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("run", "verdict", "commit", "Recall@10", "MRR", "reasons"):
-        table.add_column(heading)
+        table.add_column(heading, min_width=25 if heading == "run" else None)  # a run id is for copying: never cut
     for found in outcomes:
         after = found.candidate.scores if found.candidate else {}
         figures = (f"{after[name]:.3f}" if name in after else "" for name in ("recall_at_10", "mrr"))
