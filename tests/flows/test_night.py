@@ -185,6 +185,7 @@ def test_the_same_model_again_is_held(promoted: Promoted) -> None:
     assert promoted.store.get("production.json").body == before
 
 
+@pytest.mark.slow
 def test_shuffled_labels_regress(promoted: Promoted) -> None:
     """Every label twice as often wrong as right: the candidate is surely worse, and production stays."""
     before = promoted.store.get("production.json").body
@@ -196,6 +197,7 @@ def test_shuffled_labels_regress(promoted: Promoted) -> None:
     assert promoted.store.get("production.json").body == before
 
 
+@pytest.mark.slow
 def test_production_that_changed_meanwhile_is_never_replaced(
     promoted: Promoted, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
