@@ -22,7 +22,7 @@ from tasks.storage import Store
 
 if TYPE_CHECKING:
     from tasks.dataset import Dataset
-    from tasks.encoding import NumericPath
+    from tasks.encoding import ModelEncoder
     from tasks.registry import Change
     from tasks.vector_cache import CachedEncoder
 
@@ -102,7 +102,8 @@ def check_leaks(
 
     def checked() -> dict[str, Any]:
         data = _dataset(store, commit)
-        encoder = _encoder(store, encoding.resolve_model(base_model), encoding.FP32, work)
+        base = encoding.ModelEncoder.open(encoding.resolve_model(base_model), encoding.FP32)
+        encoder = _cached(store, base, work)
         asked, trained = data.test.queries, data.train["query"].to_pylist()
         vectors = encoder.encode([*asked, *trained], "query", on_progress=on_progress)
         leaked = leaks.leaked_queries(vectors[: len(asked)], vectors[len(asked) :])
@@ -164,12 +165,15 @@ def score(
         folders = {side: _model(store, version, training.base_model, work) for side, version in versions.items()}
         # one numeric path for both: a rounding that only one side has would be a difference between them
         texts = [*data.test.queries, *data.documents]
-        path = encoding.choose_path([encoding.load(folder) for folder in folders.values()], texts)
+        models = {side: encoding.load(folder) for side, folder in folders.items()}
+        prints = {side: encoding.fingerprint(folder) for side, folder in folders.items()}
+        path = encoding.choose_path(list(models.values()), texts)
+        encoders = {side: encoding.ModelEncoder(models[side], prints[side], path) for side in versions}
         sides = {
             side: scoring.score_side(
-                data.test, data.documents, _encoder(store, folder, path, work), training.matryoshka_dims, on_progress
+                data.test, data.documents, _cached(store, encoder, work), training.matryoshka_dims, on_progress
             )
-            for side, folder in folders.items()
+            for side, encoder in encoders.items()
         }
         store.put(f"runs/{run_id}/per_query.parquet", scoring.per_query_table(data.test, sides))
         return {
@@ -186,7 +190,7 @@ def score(
             **{
                 side: {
                     "version": versions[side],
-                    "fingerprint": encoding.fingerprint(folders[side]),
+                    "fingerprint": prints[side],
                     "scores": result.means,
                     "by_dimension": {str(dim): means for dim, means in result.by_dimension.items()},
                 }
@@ -289,12 +293,11 @@ def _model(store: Store, version: str | None, base_model: str, work: Path) -> Pa
     return registry.pull(store, version, work / "models" / version)
 
 
-def _encoder(store: Store, folder: Path, path: NumericPath, work: Path) -> CachedEncoder:
-    """The encoder of the model in a folder; every text that it ever encoded comes from the cache."""
-    from tasks.encoding import ModelEncoder
+def _cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:
+    """An encoder that takes every text that its model ever encoded from the cache."""
     from tasks.vector_cache import CachedEncoder, VectorCache
 
-    return CachedEncoder(ModelEncoder.open(folder, path), VectorCache(work / "vectors", store))
+    return CachedEncoder(encoder, VectorCache(work / "vectors", store))
 
 
 def _result(store: Store, run_id: str, step: str) -> dict[str, Any]:
