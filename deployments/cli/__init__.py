@@ -1,0 +1,71 @@
+"""The command line. Exit status: 0 when a run ended in a verdict, 2 for bad usage, 1 for a failure.
+
+Each room of commands is a module of plain functions, registered here. Nothing heavy is imported before a command needs
+it, and Prefect only after the process is pointed at a server.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from types import FrameType
+from typing import Final
+
+import typer
+from rich.markup import escape
+
+from deployments import local
+from deployments.cli import looking, nights, stack, versions
+from deployments.cli.common import CliError, UsageError, errors
+
+_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+app = typer.Typer(
+    name="ratchet",
+    help="Nightly embedding retraining that only moves forward.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+# in the order of the help page: one panel per room
+for _panel, _commands in {
+    "Try it on this machine": (stack.demo, stack.up, stack.status),
+    "Nights": (nights.deploy, nights.run),
+    "What serves": (versions.history, versions.pull, versions.rollback),
+    "Look": (looking.quarantine, looking.doctor),
+}.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+
+
+def main() -> None:
+    """Run the command line; errors that people can mend are one message, not a traceback."""
+    for number in _ENDING:
+        signal.signal(number, _interrupt)  # so that `with` blocks are left, and what they started is stopped
+    try:
+        app()
+    except KeyboardInterrupt:
+        errors.print("interrupted")
+        sys.exit(130)
+    except _expected() as error:
+        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    """Leave once, in order; further signals would only cut the tidying up short."""
+    for number in _ENDING:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _expected() -> tuple[type[Exception], ...]:
+    """The errors that are said in words; looked up late, as most commands need none of these modules."""
+    from deployments.deploy import DeployError
+    from deployments.follow import RunError
+    from tasks.storage import StoreError
+    from tasks.versions import RegistryError
+
+    return (CliError, local.StackError, DeployError, RunError, StoreError, RegistryError)

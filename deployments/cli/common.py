@@ -1,0 +1,85 @@
+"""What every command shares: where it writes, which store and stack are meant, and errors that people can mend."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from deployments import local
+
+if TYPE_CHECKING:
+    from tasks.storage import Store
+
+console: Final = Console(highlight=False, soft_wrap=True)
+errors: Final = Console(highlight=False, soft_wrap=True, stderr=True)
+
+StateOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--state", help="Folder of the local stack. Default: RATCHET_STATE, else .ratchet.", show_default=False
+    ),
+]
+StoreOption = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="s3://bucket/prefix. Default: RATCHET_STORE, else the main store of the local stack.",
+        show_default=False,
+    ),
+]
+
+
+class CliError(Exception):
+    """Something that the person at the keyboard can mend; the message says how."""
+
+
+class UsageError(CliError):
+    """The command was used wrongly."""
+
+
+def say(text: str) -> None:
+    """Tell what is being done, for steps that take a while."""
+    console.print(f"[dim]{escape(text)} ...[/]")
+
+
+def state_folder(state: Path | None) -> Path:
+    """The folder of the local stack: the one named, or the usual one."""
+    return state or local.default_state()
+
+
+def store_url(stack: local.Stack | None, store: str | None) -> str | None:
+    """Which store is meant; points this process at the local stack unless RATCHET_STORE says where to work."""
+    named = os.environ.get("RATCHET_STORE")
+    if stack is not None and not named:
+        stack.adopt()
+        return store or stack.store()
+    return store or named or None
+
+
+def connect(state: Path | None, store: str | None) -> Store:
+    """Open the store that is meant. Raises UsageError when none is."""
+    from tasks.storage import Store
+
+    url = store_url(local.find(state_folder(state)), store)
+    if url is None:
+        raise UsageError("no store: set RATCHET_STORE=s3://bucket/prefix, or start the local stack with `ratchet up`")
+    return Store.open(url)
+
+
+@contextlib.contextmanager
+def any_stack(state: Path) -> Iterator[local.Stack]:
+    """The stack that runs already, or one for the length of the command."""
+    found = local.find(state)
+    if found is not None:
+        say(f"using the stack that runs already: {found.ui_url}")
+        yield found
+    else:
+        with local.running(state, on_step=say) as stack:
+            yield stack

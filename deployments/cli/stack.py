@@ -1,0 +1,127 @@
+"""Commands on the local stack: run it, ask after it, try a night on it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import time
+from typing import TYPE_CHECKING, Final
+
+from rich.markup import escape
+from rich.table import Table
+
+from deployments import local
+from deployments.cli.common import (
+    CliError,
+    StateOption,
+    StoreOption,
+    any_stack,
+    connect,
+    console,
+    say,
+    state_folder,
+)
+
+if TYPE_CHECKING:
+    from tasks.storage import Store
+
+DEMO: Final = "demo"
+"""Name of the demonstration's own store on the local stack, apart from the one that scheduled runs work on."""
+
+
+def up(state: StateOption = None) -> None:
+    """Run the local stack (S3 server, Prefect server, two workers) until Ctrl-C."""
+    try:
+        with local.running(state_folder(state), on_step=say) as stack:
+            _describe(stack)
+            console.print("Ctrl-C stops everything.")
+            while all(stack.running().values()):
+                time.sleep(1)
+            ended = ", ".join(name for name, alive in stack.running().items() if not alive)
+            raise local.StackError(f"{ended} ended by itself; see {stack.logs()}")
+    except KeyboardInterrupt:
+        console.print("stopped")
+
+
+def status(state: StateOption = None, store: StoreOption = None) -> None:
+    """Say what runs, where, what is in production, and how the last run ended."""
+    from tasks.storage import Store
+
+    stack = local.find(state_folder(state))
+    if stack is None:
+        console.print(f"No local stack runs on {state_folder(state)}; `ratchet up` starts one.")
+    else:
+        _describe(stack)
+    if stack is not None or store or os.environ.get("RATCHET_STORE"):
+        main = connect(state, store)
+        _describe_store(main)
+        if stack is not None and main.url == stack.store():
+            _describe_store(Store.open(stack.store(DEMO)))
+
+
+def demo(state: StateOption = None) -> None:
+    """Run one real night on documentation that comes with the installation, start to verdict."""
+    from deployments import demo as data
+    from deployments import follow, show
+    from tasks.registry import read_production
+    from tasks.runs import read_outcome
+    from tasks.storage import Store
+    from tasks.versions import pull as pull_version
+
+    began = time.monotonic()
+    with any_stack(state_folder(state)) as stack:
+        stack.adopt()
+        store = Store.open(stack.store(DEMO))
+        texts = data.build()
+        say(f"uploading {texts.n_pairs:,} labelled pairs and {texts.n_corpus:,} further documents to {store.url}")
+        texts.upload(store)
+        parameters = {"store": store.url, "reason": "demonstration"}
+        outcome = follow.night(console, store, "retrain/nightly", parameters)
+        show.to(console, show.outcome(outcome))
+        if outcome.verdict == "failed":
+            raise CliError(f"the night failed; its log is in the UI, and in {stack.logs()}")
+        production = read_production(store)
+        if production is not None:
+            promoted = read_outcome(store, production.run_id)
+            if promoted is not None and promoted.run_id != outcome.run_id:
+                console.print(f"What serves was promoted by run {promoted.run_id}, with these scores:")
+                show.to(console, show.scores(promoted))
+            folder = pull_version(store, production.version, stack.state / "demo-model")
+            console.print(
+                f"Model      version {production.version} in {escape(store.uri(f'models/{production.version}/'))}"
+            )
+            console.print(f"           also, verified, in {escape(str(folder))}: SentenceTransformer({str(folder)!r})")
+        console.print(f"Report     {escape(outcome.report or 'none')}")
+        console.print(
+            f"UI         `make up`, then {stack.ui_url} (password: the line in {escape(str(stack.password_file))})"
+        )
+        console.print(f"Took       {time.monotonic() - began:.0f} s")
+
+
+def _describe(stack: local.Stack) -> None:
+    table = Table.grid(padding=(0, 2))
+    for name, alive in stack.running().items():
+        table.add_row(name, f"process {stack.services[name]}" if alive else "[red]not running[/]")
+    console.print(table)
+    password = escape(str(stack.password_file))
+    console.print(f"Prefect UI   {stack.ui_url}  (it asks for a password: the line in {password})")
+    console.print(f"S3 server    {stack.s3_endpoint}  (store {stack.store()})")
+    console.print(f"Logs         {escape(str(stack.logs()))}")
+    console.print(
+        f"In a shell   . {escape(shlex.quote(str(stack.environment_file)))}  (then `prefect` works on this stack)"
+    )
+
+
+def _describe_store(store: Store) -> None:
+    from tasks.registry import read_production
+    from tasks.runs import last_concluded
+
+    production, last = read_production(store), last_concluded(store)
+    console.print(f"\n[bold]{escape(store.url)}[/]")
+    console.print(
+        f"  production  version {production.version} since {production.at:%Y-%m-%d %H:%M} UTC"
+        if production
+        else "  production  nothing yet: the base model serves"
+    )
+    text = f"{last.verdict}: {escape('; '.join(last.reasons))} (run {last.run_id})" if last else "none yet"
+    console.print(f"  last run    {text}")
