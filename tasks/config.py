@@ -143,6 +143,39 @@ class Checks(Parameters):
         return self
 
 
+class Watch(Parameters):
+    """When production counts as drifted or stale."""
+
+    min_queries: int = _field(
+        50, 0, "Queries with fresh labels that make a window; fewer wait for more to arrive.", ge=10, le=100_000
+    )
+    max_drop: float = _field(
+        0.05,
+        1,
+        "Recall@10 or MRR (0 to 1) may be lower than at promotion by this much before a window counts as below.",
+        ge=0,
+        lt=1,
+    )
+    confidence: float = _field(0.95, 2, "Confidence of that, by bootstrap over the window's queries.", gt=0.5, lt=1)
+    windows: int = _field(3, 3, "How many of the latest windows are looked at.", ge=1, le=100)
+    windows_below: int = _field(2, 4, "How many of them must be below before production counts as drifted.", ge=1)
+    max_nights: int = _field(
+        14,
+        5,
+        "Nights with something to train on that may pass without a promotion; 0: any number.",
+        ge=0,
+        le=1_000,
+    )
+    max_days: float = _field(30.0, 6, "Days that one version may serve; 0: any number.", ge=0, le=3_650)
+    seed: int = _field(0, 7, "Seed of the bootstrap.", ge=0, le=2**31 - 1)
+
+    @model_validator(mode="after")
+    def _possible(self) -> Watch:
+        if self.windows_below > self.windows:
+            raise ValueError(f"windows_below ({self.windows_below}) is above windows ({self.windows})")
+        return self
+
+
 class Limits(Parameters):
     """Caps on what one uploaded object may be; beyond them it goes to quarantine, never into memory."""
 
