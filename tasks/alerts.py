@@ -1,22 +1,186 @@
-"""Outcomes and changes of production as Prefect events; automations turn events into messages.
+"""Outcomes and changes of production as Prefect events, with the text that people are told; automations send it on.
 
 The id of every event is derived from what it tells, so a step that is retried, or a run that is repeated,
-tells the same event again instead of a second one.
+tells the same event again instead of a second one: the server acts on an id once.
+
+The texts go to Slack, Teams, PagerDuty, mail and webhooks alike, so they use no markup of any of them, and what comes
+from data (queries, names of slices and objects) is made plain first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.events import emit_event
 
-from tasks.config import Outcome
+from tasks.config import Delta, Model, Outcome
+
+LONGEST: Final = 3_000
+"""Characters of a message: what a Slack block, the narrowest of the channels, takes."""
+
+REPLACEMENTS: Final = (
+    ("<", "("), (">", ")"),  # Slack's mentions and links
+    ("[", "("), ("]", ")"),  # Markdown's links
+    ("`", "'"),  # the end of the code span that quotes are in
+    ("{", "("), ("}", ")"),  # placeholders of the webhook's template
+    ("@", "@\u200b"), ("://", ":\u200b//"),  # mentions and addresses that are made links without any markup
+)  # fmt: skip
+"""What makes a text from outside plain in every channel; nothing in it can then notify, link or hide anything."""
+
+_LONGEST_QUOTE: Final = 120
 
 
-def announce_outcome(store_url: str, outcome: Outcome) -> None:
-    """Emit `ratchet.night.<verdict>` with the scores, the differences and where the report lies."""
+@dataclass(frozen=True)
+class Fallen:
+    """A query that the candidate answers worse: the rank of its first relevant document, 1/MRR, before and after."""
+
+    query: str
+    before: float
+    after: float
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What is told of a night besides its outcome; empty where it could not be read."""
+
+    slices: Sequence[tuple[str, int, Mapping[str, float]]] = ()
+    """The slices that fell most: name, number of queries, and the difference by metric."""
+    queries: Sequence[Fallen] = ()
+    """The queries that fell most."""
+    since: str | None = None
+    """The last night whose model was not worse; None: there was none."""
+    objects: Sequence[tuple[str, int, int]] = ()
+    """What was taken in since: key, rows accepted, rows rejected."""
+
+
+@dataclass(frozen=True)
+class Message:
+    """What people are told: a line, and a text of at most `LONGEST` characters."""
+
+    title: str
+    text: str
+
+
+@dataclass
+class _Text:
+    """Lines up to a length; a line that does not fit is left out with all after it."""
+
+    room: int
+    lines: list[str] = field(default_factory=list)
+    full: bool = False
+
+    def add(self, line: str) -> None:
+        self.full = self.full or len(line) + 1 > self.room
+        if not self.full:
+            self.lines.append(line)
+            self.room -= len(line) + 1
+
+
+def plain(text: str) -> str:
+    """A text from outside as one line that no channel takes for markup, a mention or a link."""
+    text = "".join(" " if unicodedata.category(char)[0] in "CZ" else char for char in text)
+    for old, new in REPLACEMENTS:
+        text = text.replace(old, new)
+    return re.sub(" +", " ", text).strip()
+
+
+def quote(text: str, longest: int = _LONGEST_QUOTE) -> str:
+    """A text from outside, plain, cut, and in backquotes, so that not even a bare host name becomes a link."""
+    text = plain(text[: 4 * longest])  # a text may be a megabyte
+    return f"`{text[: longest - 3] + '...' if len(text) > longest else text}`"
+
+
+# --- what is said ----------------------------------------------------------------------------------------
+
+
+def message(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Message:
+    """What is said of a night: the verdict and its reasons; of a regression, all that is needed to judge it."""
+    if outcome.verdict == "regressed":
+        return _regression(outcome, evidence, run_url)
+    text = _Text(LONGEST - 600)
+    for reason in outcome.reasons:
+        text.add(_cut(plain(reason), 600))
+    titles = {"blocked": "the data checks stopped the night"}
+    return _finish(
+        f"Ratchet: {titles.get(outcome.verdict, f'the night ended {outcome.verdict}')}", text, outcome, run_url
+    )
+
+
+def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Message:
+    candidate, production = outcome.candidate or Model(), outcome.production or Model()
+    serves = f"version {production.version}" if production.version else "the base model"
+    text = _Text(LONGEST - 700)  # the end is always said
+    text.add(
+        f"Candidate {candidate.version or 'without a version'} is surely worse than {serves}. It was not promoted."
+    )
+    for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
+        text.add(_compared(label, production.scores.get(name), candidate.scores.get(name), outcome.deltas.get(name)))
+    if evidence.slices:
+        text.add("Worst slices:")
+    for name, queries, values in evidence.slices:
+        figures = ", ".join(f"{_label(metric)} {100 * value:+.1f} points" for metric, value in sorted(values.items()))
+        text.add(f"- {quote(name)} ({queries:,} queries): {figures}")
+    if evidence.queries:
+        text.add("Worst queries, with the rank of the first right document:")
+    for fallen in evidence.queries:
+        text.add(f"- {quote(fallen.query)}: {_rank(fallen.before)} -> {_rank(fallen.after)}")
+    accepted = sum(rows for _, rows, _ in evidence.objects)
+    rejected = sum(bad for _, _, bad in evidence.objects)
+    if evidence.objects:
+        since = (
+            f"since run {evidence.since}, the last good night" if evidence.since else "so far: no night was good yet"
+        )
+        text.add(f"New data {since}: {len(evidence.objects):,} objects, {accepted:,} rows, {rejected:,} rejected.")
+    for key, rows, bad in sorted(evidence.objects, key=lambda one: -one[1])[:5]:
+        text.add(f"- {quote(key, 200)}: {rows:,} rows, {bad:,} rejected")
+    return _finish("Ratchet: the new model is worse than production", text, outcome, run_url)
+
+
+def _finish(title: str, text: _Text, outcome: Outcome, run_url: str | None) -> Message:
+    """The end that every message has: what serves, and where to look."""
+    lines = list(text.lines)
+    if text.full:
+        lines.append("(More in the report.)")
+    lines.append(f"Production is {outcome.production_after or 'the base model'}, as before.")
+    lines.append(f"Run: {run_url}" if run_url else f"Run: {outcome.run_id}")
+    if outcome.report:
+        lines.append(f"Report: {outcome.report}")
+    return Message(title, "\n".join(lines)[:LONGEST])
+
+
+def _compared(label: str, before: float | None, after: float | None, delta: Delta | None) -> str:
+    if before is None or after is None or delta is None:
+        return f"{label}: not known."
+    return (
+        f"{label}: {before:.3f} -> {after:.3f}, {100 * delta.value:+.1f} points "
+        f"({100 * delta.low:+.1f} to {100 * delta.high:+.1f} with {100 * delta.confidence:.4g}% confidence each)"
+    )
+
+
+def _rank(reciprocal: float) -> str:
+    return f"{1 / reciprocal:,.0f}" if reciprocal > 0 else "not found"
+
+
+def _label(metric: str) -> str:
+    return {"recall_at_10": "Recall@10", "mrr": "MRR"}.get(metric, metric)
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
+# --- events ----------------------------------------------------------------------------------------------
+
+
+def announce_outcome(
+    store_url: str, outcome: Outcome, evidence: Evidence | None = None, run_url: str | None = None
+) -> None:
+    """Emit `ratchet.night.<verdict>` with the scores, the differences, where the report lies, and the text."""
     payload = outcome.model_dump(
         mode="json",
         include={
@@ -35,6 +199,8 @@ def announce_outcome(store_url: str, outcome: Outcome) -> None:
             "reason",
         },
     )
+    said = message(outcome, evidence or Evidence(), run_url)
+    payload |= {"title": said.title, "message": said.text}
     _emit(f"ratchet.night.{outcome.verdict}", store_url, outcome.run_id, payload)
 
 
@@ -46,6 +212,11 @@ def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:
 def announce_drift(store_url: str, watch_id: str, payload: Mapping[str, Any]) -> None:
     """Emit `ratchet.production.drifted`: the serving model finds less on fresh labels than when it was promoted."""
     _emit("ratchet.production.drifted", store_url, watch_id, dict(payload))
+
+
+def announce_stale(store_url: str, watch_id: str, payload: Mapping[str, Any]) -> None:
+    """Emit `ratchet.production.stale`: production has not moved for too many nights or days."""
+    _emit("ratchet.production.stale", store_url, watch_id, dict(payload))
 
 
 def _emit(name: str, store_url: str, identity: str, payload: dict[str, Any]) -> None:

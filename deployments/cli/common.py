@@ -15,6 +15,7 @@ from rich.markup import escape
 from deployments import local
 
 if TYPE_CHECKING:
+    from deployments.settings import Settings
     from tasks.storage import Store
 
 console: Final = Console(highlight=False, soft_wrap=True)
@@ -33,6 +34,10 @@ StoreOption = Annotated[
         help="s3://bucket/prefix. Default: RATCHET_STORE, else the main store of the local stack.",
         show_default=False,
     ),
+]
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option("--config", help="Settings. Default: ratchet.toml here, else the defaults.", show_default=False),
 ]
 
 
@@ -71,6 +76,28 @@ def connect(state: Path | None, store: str | None) -> Store:
     if url is None:
         raise UsageError("no store: set RATCHET_STORE=s3://bucket/prefix, or start the local stack with `ratchet up`")
     return Store.open(url)
+
+
+def load_settings(config: Path | None) -> Settings:
+    """The settings of a deployment. Raises UsageError with every mistake in the file."""
+    from deployments.settings import SettingsError, load
+
+    try:
+        return load(config)
+    except SettingsError as error:
+        raise UsageError(str(error)) from error
+
+
+def reach_prefect(state: Path | None) -> None:
+    """Point this process at the server of PREFECT_API_URL, else at the local stack. Call it before Prefect is imported.
+
+    Raises UsageError when there is neither.
+    """
+    if not os.environ.get("PREFECT_API_URL"):
+        stack = local.find(state_folder(state))
+        if stack is None:
+            raise UsageError("no Prefect server: set PREFECT_API_URL, or start the local stack with `ratchet up`")
+        stack.adopt()
 
 
 @contextlib.contextmanager

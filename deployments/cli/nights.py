@@ -9,25 +9,43 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from deployments import local
-from deployments.cli.common import StateOption, StoreOption, UsageError, connect, console, state_folder
+from deployments.cli.common import (
+    ConfigOption,
+    StateOption,
+    StoreOption,
+    UsageError,
+    connect,
+    console,
+    load_settings,
+    reach_prefect,
+)
 
 
 def deploy(
     state: StateOption = None,
-    pool_type: Annotated[str, typer.Option(help="Type of a work pool that is still missing.")] = "process",
+    config: ConfigOption = None,
+    pool_type: Annotated[
+        str, typer.Option(help="Type of a work pool that is still missing: process, docker or kubernetes.")
+    ] = "process",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
 ) -> None:
-    """Register the work pools and deployments with the Prefect server of PREFECT_API_URL, or the local stack."""
-    from deployments import deploy as registration
+    """Set up work pools, deployments, channels and alerts on the server of PREFECT_API_URL, or on the local stack."""
+    from deployments import pools
 
-    if not os.environ.get("PREFECT_API_URL"):
-        stack = local.find(state_folder(state))
-        if stack is None:
-            raise UsageError("no Prefect server: set PREFECT_API_URL, or start the local stack with `ratchet up`")
-        stack.adopt()
-    registration.ensure_pools(pool_type)
-    registration.register()
-    console.print(f"registered every deployment of {escape(str(local.DEPLOYMENTS))}")
+    kinds: dict[str, pools.Kind] = {kind: kind for kind in pools.KINDS}
+    if pool_type not in kinds:
+        raise UsageError(f"--pool-type is one of {', '.join(pools.KINDS)}, got {pool_type!r}")
+    settings = load_settings(config)
+    reach_prefect(state)
+    from deployments import deploy as setup
+
+    changed = setup.deploy(settings, kind=kinds[pool_type], environment=os.environ, dry_run=dry_run)
+    for line in changed:
+        console.print(escape(line))
+    if not changed:
+        console.print("nothing differs from the settings")
+    elif dry_run:
+        console.print("nothing was changed: this was a dry run")
 
 
 def run(
