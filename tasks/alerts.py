@@ -17,8 +17,11 @@ from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
 from prefect.events import emit_event
+from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 
 from tasks.config import Delta, Model, Outcome
+from tasks.fresh import Seen
 
 LONGEST: Final = 3_000
 """Characters of a message: what a Slack block, the narrowest of the channels, takes."""
@@ -174,6 +177,62 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else text[: longest - 3] + "..."
 
 
+# --- what the watch of production says -------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class News:
+    """One thing to tell about production, and the identity under which it is told once."""
+
+    event: str
+    identity: str
+    message: Message
+    payload: dict[str, Any]
+
+
+def news(seen: Seen) -> list[News]:
+    """What there is to tell of one look at production: drift, once from when it began; standstill at every multiple."""
+    serves = f"version {seen.version}" if seen.version else "the base model"
+    found = []
+    if seen.drifted_since is not None:
+        lines = [f"Production, {serves}, finds less on labels that have arrived since it was trained:"]
+        for window in seen.windows:
+            surely = f"; surely lower: {', '.join(map(_label, window.below))}" if window.below else ""
+            figures = (
+                f"{_label(name)} {window.promoted[name]:.3f} -> {window.scores[name]:.3f}"
+                for name in ("recall_at_10", "mrr")
+            )
+            lines.append(
+                f"- commits {window.first} to {window.last}, {window.queries:,} queries: {', '.join(figures)}{surely}"
+            )
+        lines.append("The next night trains on these labels. If it does not promote, look at what is searched for now.")
+        found.append(
+            News(
+                "ratchet.production.drifted",
+                f"drifted-{seen.version}-{seen.drifted_since}",
+                Message("Ratchet: production has drifted", "\n".join(lines)),
+                {"version": seen.version, "windows": [window.model_dump(mode="json") for window in seen.windows]},
+            )
+        )
+    for still in seen.standstill:
+        passed = f"{still.passed:.0f} {still.what}"
+        text = (
+            f"No promotion for {passed} that had something to train on (limit {still.limit:.0f}). "
+            f"{serves.capitalize()} serves. The reports of the last nights say what was missing."
+            if still.what == "nights"
+            else f"{serves.capitalize()} has served for {passed} (limit {still.limit:.0f}). Do new labels still arrive?"
+        )
+        found.append(
+            News(
+                "ratchet.production.stale",
+                f"stale-{seen.change}-{still.what}-{still.times}",
+                Message("Ratchet: production has not moved", text),
+                {"version": seen.version, "what": still.what, "passed": still.passed, "limit": still.limit},
+            )
+        )
+    return found
+
+
 # --- events ----------------------------------------------------------------------------------------------
 
 
@@ -209,14 +268,15 @@ def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:
     _emit("ratchet.production.changed", store_url, str(pointer["promotion"]), dict(pointer))
 
 
-def announce_drift(store_url: str, watch_id: str, payload: Mapping[str, Any]) -> None:
-    """Emit `ratchet.production.drifted`: the serving model finds less on fresh labels than when it was promoted."""
-    _emit("ratchet.production.drifted", store_url, watch_id, dict(payload))
+def announce_news(store_url: str, news: News, run_url: str | None = None) -> None:
+    """Emit what the watch of production has found: `ratchet.production.drifted` or `ratchet.production.stale`."""
+    text = news.message.text + (f"\nRun: {run_url}" if run_url else "")
+    _emit(news.event, store_url, news.identity, {**news.payload, "title": news.message.title, "message": text})
 
 
-def announce_stale(store_url: str, watch_id: str, payload: Mapping[str, Any]) -> None:
-    """Emit `ratchet.production.stale`: production has not moved for too many nights or days."""
-    _emit("ratchet.production.stale", store_url, watch_id, dict(payload))
+def run_url() -> str | None:
+    """Where the running flow is seen in the Prefect UI; None where no address of one is configured."""
+    return url_for("flow-run", flow_run.id) if flow_run.id else None
 
 
 def _emit(name: str, store_url: str, identity: str, payload: dict[str, Any]) -> None:

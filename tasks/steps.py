@@ -24,8 +24,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from tqdm import tqdm
 
-from tasks import alerts, night
-from tasks.config import Checks, Gate, Model, Outcome, Training
+from tasks import alerts, fresh, night
+from tasks.config import Checks, Gate, Model, Outcome, Training, Watch
 from tasks.storage import Store, StoreError
 
 
@@ -162,3 +162,29 @@ def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reas
     pointer = registry.rollback(opened, to_version, run_id=run_id, who=who, reason=reason).model_dump(mode="json")
     alerts.announce_production(opened.url, pointer)
     return pointer
+
+
+@task(name="take in labels", **_STEP)
+def take_in_labels(store: str, run_id: str) -> int:
+    """Commit every new object exactly once; the next night finds it there."""
+    with Progress("intake", "Objects read") as progress:
+        return fresh.take_in(Store.open(store), run_id, progress)
+
+
+@task(name="watch", **_STEP)
+def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> dict[str, Any]:
+    """Score what serves on fresh labels, when there are enough of them."""
+    with Progress("watching", "Texts encoded") as progress:
+        return fresh.look(Store.open(store), run_id, commit, rule, Path(work), progress).model_dump(mode="json")
+
+
+@task(name="tell", **_STEP)
+def tell(store: str, seen: dict[str, Any]) -> None:
+    """Tell whoever listens, once, that production has drifted or stands still."""
+    opened, found = Store.open(store), fresh.Seen.model_validate(seen)
+    for news in alerts.news(found):
+        mark = f"watch/told/{news.identity}.json"
+        if opened.find(mark) is None:
+            alerts.announce_news(opened.url, news, alerts.run_url())
+            # after the event: a crash in between tells it again under the same id, rather than never
+            opened.put_if_absent(mark, b"{}")

@@ -1,0 +1,35 @@
+"""Watch what serves: is it still as good as when it was promoted, and does it still move?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from prefect import flow
+from prefect.logging import get_run_logger
+
+from flows.context import store_url, this_run, work_folder
+from tasks import steps
+from tasks.config import Watch
+
+_WATCH = Watch()
+
+
+@flow(name="watch-production", flow_run_name="watch-production")
+def watch_production(store: str | None = None, watch: Watch = _WATCH) -> dict[str, Any]:
+    """Score the serving model on labels that have arrived since it was trained, and tell people if it has drifted.
+
+    New objects are taken in first, exactly once like everywhere. Production is never changed.
+
+    Args:
+        store: s3://bucket/prefix; RATCHET_STORE when left out.
+        watch: When production counts as drifted or stale.
+
+    Returns:
+        What serves, its latest windows of fresh labels, and since when it has drifted.
+    """
+    url, run = store_url(store), this_run()
+    commit = steps.take_in_labels(url, run.run_id)
+    seen = steps.watch(url, run.run_id, commit, watch, str(work_folder()))
+    get_run_logger().info("%s", seen["says"])
+    steps.tell(url, seen)
+    return seen

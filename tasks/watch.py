@@ -1,0 +1,134 @@
+"""Is production still as good as when it was promoted, and does it still move? Pure: scores and dates to findings.
+
+Fresh labels come in windows: the labels of some consecutive commits, none of which the serving model was trained on.
+A window counts as below when Recall@10 or MRR on it is surely lower than at promotion by more than is tolerated.
+One such window may be an odd batch of labels, so production counts as drifted only when several of the latest are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from tasks.config import Watch
+
+DECISIVE: Final = ("recall_at_10", "mrr")
+"""The metrics that are watched: those that decide a promotion."""
+
+RESAMPLES: Final = 2_000
+_BLOCK_CELLS: Final = 1 << 20
+"""Resampled queries held at a time."""
+
+
+class Window(BaseModel):
+    """What the serving model scored on the labels of some commits; also `watch/<version>/<first>.json`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+    first: int = Field(description="First commit whose labels are in it.")
+    last: int = Field(description="Last commit whose labels are in it.")
+    queries: int = Field(description="Queries with fresh labels that the model had not seen.")
+    scores: dict[str, float] = Field(description="Mean by metric, 0 to 1.")
+    at_most: dict[str, float] = Field(description="Upper bootstrap bound of the decisive means.")
+    promoted: dict[str, float] = Field(description="The scores at promotion.")
+    below: list[str] = Field(description="Decisive metrics that surely fell by more than is tolerated.")
+    run_id: str
+    at: str
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The part of a window that follows from its scores."""
+
+    scores: dict[str, float]
+    at_most: dict[str, float]
+    below: list[str]
+
+
+def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str, float], rule: Watch) -> Measured:
+    """Compare a window's scores with those at promotion.
+
+    The bound is the one-sided percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13); the scores at
+    promotion are taken as they are: what they were measured on is `max_drop`'s business.
+
+    Args:
+        per_query: Metric by name, each of shape (n_queries,).
+        promoted: Mean by metric at promotion.
+        rule: Tolerance, confidence, seed.
+
+    Raises:
+        ValueError: There is no query, a decisive metric is missing on either side, or a value is not finite.
+    """
+    sizes = {len(values) for values in per_query.values()}
+    missing = [name for name in DECISIVE if name not in per_query or name not in promoted]
+    if missing or len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"a window needs queries and {', '.join(DECISIVE)} on both sides; missing: {missing}")
+    table = np.stack([per_query[name] for name in DECISIVE], axis=1)  # (queries, metrics)
+    if not (np.isfinite(table).all() and all(np.isfinite(promoted[name]) for name in DECISIVE)):
+        raise ValueError("a score is not finite")
+    queries = len(table)
+    generator = np.random.default_rng(rule.seed)
+    means = np.empty((RESAMPLES, len(DECISIVE)))
+    rows = max(1, _BLOCK_CELLS // queries)
+    for start in range(0, RESAMPLES, rows):
+        block = means[start : start + rows]  # filled in place
+        block[:] = table[generator.integers(0, queries, size=(len(block), queries))].mean(axis=1)
+    high = np.quantile(means, rule.confidence, axis=0, method="higher")
+    at_most = {name: float(high[place]) for place, name in enumerate(DECISIVE)}
+    return Measured(
+        scores={name: float(np.mean(values)) for name, values in sorted(per_query.items())},
+        at_most=at_most,
+        below=[name for name in DECISIVE if at_most[name] < promoted[name] - rule.max_drop],
+    )
+
+
+def drift_began(windows: Sequence[Window], rule: Watch) -> int | None:
+    """Place of the window with which production began to count as drifted; None when it does not now.
+
+    Args:
+        windows: Every window of the serving version, oldest first.
+        rule: How many of the latest `windows` must be below.
+    """
+    began = None
+    for place in range(len(windows)):
+        latest = windows[max(0, place + 1 - rule.windows) : place + 1]
+        drifted = sum(bool(window.below) for window in latest) >= rule.windows_below
+        began = (place if began is None else began) if drifted else None
+    return began
+
+
+@dataclass(frozen=True)
+class Standstill:
+    """Production has not moved for too long. `times` is how often over: it is told again at every multiple."""
+
+    what: str
+    """`nights` or `days`."""
+    passed: float
+    limit: float
+
+    @property
+    def times(self) -> int:
+        """Multiples of the limit that have passed."""
+        return int(self.passed // self.limit)
+
+
+def standstill(nights: int, days: float | None, rule: Watch) -> list[Standstill]:
+    """What says that production has not moved for too long.
+
+    Args:
+        nights: Nights since the last change of production that had something to train on.
+        days: Days since the last change of production; None where nothing is in production.
+        rule: The limits; 0 is none.
+    """
+    found = []
+    if rule.max_nights and nights >= rule.max_nights:
+        found.append(Standstill("nights", nights, rule.max_nights))
+    if rule.max_days and days is not None and days >= rule.max_days:
+        found.append(Standstill("days", days, rule.max_days))
+    return found
