@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from tasks.config import Outcome
     from tasks.parsing import Rejected
     from tasks.registry import Change
+    from tasks.trial import Trial
 
 _COLOURS: Final = {
     "promoted": "green",
@@ -41,9 +42,7 @@ def outcome(found: Outcome) -> RenderableType:
 def scores(found: Outcome) -> Table:
     """Metric by metric: what served, the candidate, and the difference with its interval."""
     served = (found.production.version if found.production else None) or "base model"
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("metric", served, "candidate", "difference", "interval"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    table = _table("metric", served, "candidate", "difference", "interval")
     before = found.production.scores if found.production else {}
     after = found.candidate.scores if found.candidate else {}
     for name, label in _METRICS.items():
@@ -54,6 +53,30 @@ def scores(found: Outcome) -> Table:
                 label, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}", interval
             )
     return table
+
+
+def trial(found: Trial) -> RenderableType:
+    """Base and fine-tuned model side by side, what a night would say to it, and how far to trust it."""
+    table = _table("metric", "base model", "fine-tuned", "difference", "interval")
+    for name, label in _METRICS.items():
+        delta = found.decision.deltas.get(name)
+        interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
+        before, after = found.base[name], found.tuned[name]
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", interval)
+    held_out = (
+        "the split of a night"
+        if found.folds == 1
+        else f"{found.folds} models, each tested on the queries that it was not trained on"
+    )
+    lines = [
+        f"Tested     {found.queries:,} queries among {found.documents:,} documents ({held_out})",
+        f"Trained    on {found.trained:,} rows, {found.steps:,} steps",
+        f"Verdict    [bold {_COLOURS[found.decision.verdict]}]{found.decision.verdict}[/], by the rule of a night",
+        *(f"           {escape(reason)}" for reason in found.decision.reasons),
+        f"Guidance   {escape(found.guidance)}",
+        *(f"Mind       {escape(text)}" for text in (*found.checks.warnings, *found.cautions)),
+    ]
+    return Group(table, "", *lines)
 
 
 def ledger(changes: Iterable[Change]) -> Table:
@@ -96,6 +119,15 @@ def rejected(rows: Iterable[Rejected]) -> Table:
     for reason, count in counts.most_common():
         row = first[reason]
         table.add_row(str(count), escape(reason), escape(f"{row.object}:{row.line}"), escape(row.text[:80]))
+    return table
+
+
+def _table(first: str, *figures: str) -> Table:
+    """A table of figures, with a name before them."""
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    table.add_column(first)
+    for heading in figures:
+        table.add_column(heading, justify="right")
     return table
 
 

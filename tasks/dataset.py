@@ -9,7 +9,7 @@ password" must not count as a miss for "password reset".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -47,6 +47,27 @@ class EvaluationSet:
     def __len__(self) -> int:
         """How many queries there are."""
         return len(self.queries)
+
+    def take(self, places: Indices) -> EvaluationSet:
+        """The queries at these places, in this order."""
+        return EvaluationSet(
+            queries=[self.queries[i] for i in places],
+            relevant=[self.relevant[i] for i in places],
+            slices=[self.slices[i] for i in places],
+            golden=self.golden[places],
+            excluded=self.excluded,
+        )
+
+    @classmethod
+    def concatenate(cls, sets: Sequence[EvaluationSet]) -> EvaluationSet:
+        """The queries of several sets over the same documents, one set after the other."""
+        return cls(
+            queries=[query for part in sets for query in part.queries],
+            relevant=[found for part in sets for found in part.relevant],
+            slices=[name for part in sets for name in part.slices],
+            golden=np.concatenate([part.golden for part in sets]),
+            excluded=sum(part.excluded for part in sets),
+        )
 
 
 @dataclass(frozen=True)

@@ -164,10 +164,7 @@ class _Batch:
     def _add_rows(self, key: str, rows: pa.RecordBatch) -> None:
         if not rows.num_rows:
             return
-        columns = {name: rows.column(name) for name in PARSED.names}
-        columns["kind"] = pa.repeat(pa.scalar(kind_of(key)), rows.num_rows)
-        columns["object"] = pa.repeat(pa.scalar(key), rows.num_rows)
-        self._group.append(pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH))
+        self._group.append(with_origin(key, rows))
         self._group_rows += rows.num_rows
         self._group_bytes += rows.nbytes
         if self._group_rows >= _GROUP_ROWS or self._group_bytes >= _GROUP_BYTES:
@@ -207,6 +204,14 @@ class _Batch:
             rejected_rows=_upload(store, self._rejected_path) if rejected else None,
             quarantine=commit_log.quarantine_key(commit) if rejected else None,
         )
+
+
+def with_origin(key: str, rows: pa.RecordBatch) -> pa.RecordBatch:
+    """Parsed rows of an object with its key and their kind (schema BATCH)."""
+    columns = {name: rows.column(name) for name in PARSED.names}
+    columns["kind"] = pa.repeat(pa.scalar(kind_of(key)), rows.num_rows)
+    columns["object"] = pa.repeat(pa.scalar(key), rows.num_rows)
+    return pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH)
 
 
 def _upload(store: Store, path: Path) -> str:

@@ -103,16 +103,20 @@ class Split:
             raise SplitError(f"shares of dev ({self.dev}) and test ({self.test}) must leave something to train on")
 
     def side(self, query: str) -> Side:
-        """The side of a query: a hash of salt and key, read as a number in [0, 1)."""
+        """The side of a query, by the place of its key."""
         return self.side_of_key(query_key(query))
 
     def side_of_key(self, key: str) -> Side:
         """The side of a key that `query_key` gave."""
-        digest = hashlib.blake2b(f"{self.salt}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
-        place = int.from_bytes(digest, "big") / 2**64
+        place = self.place(key)
         if place < self.test:
             return "test"
         return "dev" if place < self.test + self.dev else "train"
+
+    def place(self, key: str) -> float:
+        """Where a key falls in [0, 1): a hash of salt and key, even over all keys."""
+        digest = hashlib.blake2b(f"{self.salt}\0{key}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return int.from_bytes(digest, "big") / 2**64
 
 
 def load_split(store: Store) -> Split:

@@ -15,7 +15,7 @@ from deployments import cli, doctor, local
 from tasks.intake import take_in
 from tasks.storage import Store
 
-COMMANDS = ("up", "status", "demo", "deploy", "run", "history", "pull", "rollback", "quarantine", "doctor")
+COMMANDS = ("up", "try", "status", "demo", "deploy", "run", "history", "pull", "rollback", "quarantine", "doctor")
 
 
 def _ratchet(*arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 from typing import Final
 
@@ -15,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from deployments import local
-from deployments.cli import looking, nights, stack, versions
+from deployments.cli import looking, nights, stack, trying, versions
 from deployments.cli.common import CliError, UsageError, errors
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -30,14 +31,15 @@ app = typer.Typer(
 )
 
 # in the order of the help page: one panel per room
-for _panel, _commands in {
-    "Try it on this machine": (stack.demo, stack.up, stack.status),
-    "Nights": (nights.deploy, nights.run),
-    "What serves": (versions.history, versions.pull, versions.rollback),
-    "Look": (looking.quarantine, looking.doctor),
-}.items():
-    for _command in _commands:
-        app.command(rich_help_panel=_panel)(_command)
+_PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
+    "Try it on this machine": {"demo": stack.demo, "try": trying.try_pairs, "up": stack.up, "status": stack.status},
+    "Nights": {"deploy": nights.deploy, "run": nights.run},
+    "What serves": {"history": versions.history, "pull": versions.pull, "rollback": versions.rollback},
+    "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},
+}
+for _panel, _commands in _PANELS.items():
+    for _name, _command in _commands.items():
+        app.command(_name, rich_help_panel=_panel)(_command)
 
 
 def main() -> None:

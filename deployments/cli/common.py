@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 from rich.console import Console
@@ -38,6 +39,10 @@ StoreOption = Annotated[
 ConfigOption = Annotated[
     Path | None,
     typer.Option("--config", help="Settings. Default: ratchet.toml here, else the defaults.", show_default=False),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="A parameter, such as training.epochs=2; may be repeated."),
 ]
 
 
@@ -110,3 +115,31 @@ def any_stack(state: Path) -> Iterator[local.Stack]:
     else:
         with local.running(state, on_step=say) as stack:
             yield stack
+
+
+def parameters(settings: list[str]) -> dict[str, Any]:
+    """Parameter models from `training.epochs=2` and the like; raises UsageError in pydantic's words."""
+    from pydantic import ValidationError
+
+    from tasks.config import Checks, Gate, Parameters, Training
+
+    models: dict[str, type[Parameters]] = {"training": Training, "gate": Gate, "checks": Checks}
+    values: dict[str, dict[str, Any]] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        group, dot, field = name.partition(".")
+        if not equals or not dot or group not in models:
+            raise UsageError(f"--set takes training.NAME=VALUE, gate.NAME=VALUE or checks.NAME=VALUE, got {setting!r}")
+        values.setdefault(group, {})[field] = _value(value)
+    try:
+        return {group: models[group].model_validate(fields) for group, fields in values.items()}
+    except ValidationError as error:
+        raise UsageError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+
+
+def _value(text: str) -> Any:
+    """JSON where it is JSON (numbers, lists, null), else the text itself."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.markup import escape
 
 from deployments.cli.common import (
     ConfigOption,
+    SetOption,
     StateOption,
     StoreOption,
     UsageError,
     connect,
     console,
     load_settings,
+    parameters,
     reach_prefect,
 )
 
@@ -56,53 +57,22 @@ def run(
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fine-tune even though nothing is new.")] = False,
     reason: Annotated[str, typer.Option(help="Why; it goes into the outcome and the ledger.")] = "manual",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="A parameter, such as training.epochs=2; may be repeated."),
-    ] = None,
+    settings: SetOption = None,
 ) -> None:
     """Run a night: take in what is new, check, fine-tune, compare, promote what is surely better."""
     from deployments import follow, show
 
-    parameters = _parameters(settings or [])
+    given = parameters(settings or [])
     opened = connect(state, store)
     if deployment is not None:
-        dumped = {name: model.model_dump(mode="json") for name, model in parameters.items()}
+        dumped = {name: model.model_dump(mode="json") for name, model in given.items()}
         outcome = follow.night(
             console, opened, deployment, {**dumped, "store": opened.url, "force": force, "reason": reason}
         )
     else:
         from flows.retrain import retrain
 
-        outcome = retrain(store=opened.url, force=force, reason=reason, **parameters)
+        outcome = retrain(store=opened.url, force=force, reason=reason, **given)
     show.to(console, show.outcome(outcome))
     if outcome.verdict == "failed":
         raise typer.Exit(1)
-
-
-def _parameters(settings: list[str]) -> dict[str, Any]:
-    """Parameter models from `training.epochs=2` and the like; raises UsageError in pydantic's words."""
-    from pydantic import ValidationError
-
-    from tasks.config import Checks, Gate, Parameters, Training
-
-    models: dict[str, type[Parameters]] = {"training": Training, "gate": Gate, "checks": Checks}
-    values: dict[str, dict[str, Any]] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        group, dot, field = name.partition(".")
-        if not equals or not dot or group not in models:
-            raise UsageError(f"--set takes training.NAME=VALUE, gate.NAME=VALUE or checks.NAME=VALUE, got {setting!r}")
-        values.setdefault(group, {})[field] = _value(value)
-    try:
-        return {group: models[group].model_validate(fields) for group, fields in values.items()}
-    except ValidationError as error:
-        raise UsageError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
-
-
-def _value(text: str) -> Any:
-    """JSON where it is JSON (numbers, lists, null), else the text itself."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text

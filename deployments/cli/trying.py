@@ -1,0 +1,55 @@
+"""Commands for one's own data before anything is set up: a first comparison, and a file of settings to fill in."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.markup import escape
+
+from deployments.cli.common import CliError, SetOption, UsageError, console, parameters, say
+
+
+def try_pairs(
+    path: Annotated[Path, typer.Argument(help="A file of labelled pairs, or a folder of such files.")],
+    corpus: Annotated[
+        Path | None, typer.Option(help="Further documents to search: a file or folder of rows with a text.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder to keep the fine-tuned model in; must not exist.")] = None,
+    settings: SetOption = None,
+) -> None:
+    """Say whether fine-tuning on a file of pairs would help: Recall@10 before and after, without any server."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one for every model would drown the lines below
+    from deployments import show
+    from tasks import trial
+    from tasks.config import Checks, Gate, Training
+    from tasks.encoding import ModelError
+    from tasks.training import TrainingError
+
+    given = parameters(settings or [])
+    for needed in (path, corpus):
+        if needed is not None and not needed.exists():
+            raise UsageError(f"there is no file or folder {needed}")
+    if out is not None and out.exists():
+        raise UsageError(f"{out} exists already: name a folder that does not")
+    try:
+        labels = trial.read(path, corpus)
+        if labels.rejected:
+            console.print(f"{len(labels.rejected):,} rows were rejected:")
+            show.to(console, show.rejected(labels.rejected))
+            console.print()
+        found = trial.compare(
+            labels,
+            given.get("training", Training()),
+            given.get("gate", Gate()),
+            given.get("checks", Checks()),
+            out=out,
+            on_step=say,
+        )
+    except (trial.TrialError, TrainingError, ModelError) as error:
+        raise CliError(str(error)) from error
+    show.to(console, show.trial(found))
+    if out is not None:
+        console.print(f"Model      {escape(str(out))}: SentenceTransformer({str(out)!r})")

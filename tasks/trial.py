@@ -1,0 +1,300 @@
+"""Pairs in local files to "would fine-tuning help me?": a comparison with the base model, without any server.
+
+The parser, the data checks, the split, the training, the ranking and the gate are those of a night; nothing is stored.
+Only how queries are held out differs where there are few of them. A night tests on 15 of 100 queries, of 50 that is 7,
+which can show nothing. So with fewer than `ENOUGH_QUERIES` the queries are cross-validated: divided into five folds by
+their key, each fold is tested with a model that was trained on the other four, and all queries count.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from tasks import dataset, intake
+from tasks.config import Checks, Gate, Limits, Training
+from tasks.dataset import EvaluationSet
+from tasks.gate import Decision, Scores, decide
+from tasks.parsing import KINDS, Rejected, parse, refuse_unread
+from tasks.report import TARGETS
+from tasks.splits import Side, Split, document_key
+
+if TYPE_CHECKING:
+    from data_checks.findings import ChecksResult
+    from tasks.dataset import Dataset
+
+ENOUGH_QUERIES: Final = 1_000
+"""Queries from which the ordinary split has a test side (150 queries) that can show a usual gain."""
+
+FEWEST_QUERIES: Final = 10
+"""Below it a fold holds a query or none, and a comparison is an anecdote."""
+
+FOLDS: Final = 5
+
+FEW_DOCUMENTS: Final = 1_000
+"""Documents below which Recall@10 says little about a search among more."""
+
+FEW_STEPS: Final = 20
+"""Optimiser steps below which the learning rate has hardly risen and fallen again."""
+
+SALT: Final = "ratchet try"
+"""The split of a trial: the same files give the same folds, today and tomorrow."""
+
+
+class TrialError(Exception):
+    """A comparison cannot be made; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Labels:
+    """What the files hold: accepted rows (schema `tasks.intake.ROWS`), and the rejected ones."""
+
+    rows: pa.Table
+    rejected: list[Rejected]
+
+
+@dataclass(frozen=True)
+class Trial:
+    """Base model and fine-tuned model on the same held-out queries; `base` and `tuned` are means by metric."""
+
+    checks: ChecksResult
+    guidance: str
+    folds: int
+    """Models that were trained, each tested on the queries that it has not seen; 1: the split of a night."""
+    steps: int
+    """Optimiser steps of one training."""
+    trained: int
+    """Rows of one training (with folds: the mean)."""
+    queries: int
+    """Queries that were tested."""
+    documents: int
+    leaked: int
+    """Test queries that a training query nearly repeats."""
+    base: dict[str, float]
+    tuned: dict[str, float]
+    decision: Decision
+
+    @property
+    def cautions(self) -> list[str]:
+        """What makes the figures weaker than they look, in words."""
+        found = []
+        if self.folds > 1:
+            found.append(
+                f"With fewer than {ENOUGH_QUERIES:,} queries all of them are tested, in {self.folds} folds. The models "
+                "share most of their training rows, so the true uncertainty is somewhat larger than the intervals say."
+            )
+        if self.documents < FEW_DOCUMENTS:
+            found.append(
+                f"Finding one of {self.documents:,} documents among ten is easy; add the documents that your search "
+                "really has, with --corpus, for figures that you would see there."
+            )
+        if self.steps < FEW_STEPS:
+            found.append(
+                f"So few steps ({self.steps}) hardly change a model; with so few rows try more passes, such as "
+                f"--set training.epochs={-(-FEW_STEPS // self.steps)}."
+            )
+        if self.leaked:
+            found.append(f"{self.leaked:,} of the {self.queries:,} test queries nearly repeat one that was trained on.")
+        return found
+
+
+@dataclass(frozen=True)
+class Fold(Split):
+    """One part of a cross-validation: a query is on the test side when its place falls into fold `number`.
+
+    Without dev: it would take queries away from where they are few, and the last step is taken instead. A `number`
+    outside the folds leaves everything to train on.
+    """
+
+    number: int = 0
+
+    def side_of_key(self, key: str) -> Side:
+        """The side of a key that `query_key` gave."""
+        return "test" if int(self.place(key) * FOLDS) == self.number else "train"
+
+
+def read(path: Path, corpus: Path | None = None, limits: Limits | None = None) -> Labels:
+    """Read a file or a folder of files as intake would: a broken row costs itself, not its neighbours.
+
+    In a folder, files under `golden/` and `corpus/` are what they are in a store, all others hold pairs. `corpus`
+    names further documents to search.
+
+    Raises TrialError when there is no such file, or no row could be taken.
+    """
+    caps = limits or Limits()
+    batches: list[pa.RecordBatch] = []
+    rejected: list[Rejected] = []
+    for file, key in (*_files(path, "pairs"), *(_files(corpus, "corpus") if corpus else ())):
+        refused = refuse_unread(key, file.stat().st_size, caps)
+        for chunk in [refused] if refused is not None else parse(key, file.read_bytes(), caps):
+            batches.append(intake.with_origin(key, chunk.rows))
+            rejected += chunk.rejected
+    table = pa.Table.from_batches(batches, intake.BATCH)
+    if not pc.any(pc.equal(table["kind"], "pair")).as_py():
+        why = f": {rejected[0].object} line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
+        raise TrialError(f"no labelled pair in {path}{why}")
+    return Labels(
+        table.append_column(intake.ROWS.field("commit"), pa.repeat(pa.scalar(1, pa.int64()), table.num_rows)), rejected
+    )
+
+
+def _files(path: Path, kind: str) -> Iterator[tuple[Path, str]]:
+    """The files of a path with the key that each would have in a store."""
+    if path.is_file():
+        yield path, f"{kind}/{path.name}"
+        return
+    if not path.is_dir():
+        raise TrialError(f"there is no file or folder {path}")
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path).as_posix()
+        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
+            yield file, name if kind == "pairs" and name.partition("/")[0] in KINDS else f"{kind}/{name}"
+
+
+def compare(
+    labels: Labels,
+    training: Training,
+    gate: Gate,
+    rule: Checks,
+    *,
+    out: Path | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Trial:
+    """Fine-tune and compare with the base model on queries that the fine-tuned model has not seen.
+
+    With `out` the model is kept there: the one that was scored or, where queries were cross-validated, one more that is
+    trained on all rows.
+
+    Raises:
+        TrialError: The data checks block, or there are too few queries.
+        tasks.training.TrainingError, tasks.encoding.ModelError: The settings or the base model do not do.
+    """
+    from data_checks import languages
+    from data_checks.guidance import guide
+    from data_checks.run import run_checks
+    from tasks import encoding
+    from tasks.ranking import summary
+
+    supported = languages.model_languages(encoding.resolve_model(training.base_model))
+    on_step("checking the rows")
+    # how few pairs are too few is for the reader to judge here: the guidance says what a night would do
+    checks = run_checks(
+        labels.rows,
+        rejected=sum(not row.object.startswith("corpus/") for row in labels.rejected),
+        rule=rule.model_copy(update={"min_pairs": 2}),
+        commit=1,
+        supported=supported,
+    )
+    if checks.verdict != "ok":
+        raise TrialError(f"the data checks do not pass: {' '.join(checks.reasons)}")
+    parts = _parts(labels.rows)
+    with TemporaryDirectory() as work:
+        folders = [Path(work) / str(number) for number in range(len(parts))]
+        steps: list[int] = []
+        for number, (part, folder) in enumerate(zip(parts, folders, strict=True), 1):
+            of = f", fold {number} of {len(parts)}" if len(parts) > 1 else ""
+            on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
+            steps.append(_train(part, training, folder))
+        on_step("scoring both models on the queries held out")
+        base, tuned, leaked = _score(parts, folders, training.base_model)
+        if out is not None and len(parts) == 1:
+            shutil.copytree(folders[0], out)
+        elif out is not None:
+            whole = dataset.build(labels.rows, Fold(SALT, number=FOLDS))
+            on_step(f"fine-tuning on {whole.train.num_rows:,} rows, for the model to keep")
+            _train(whole, training, out)
+    return Trial(
+        checks=checks,
+        guidance=guide(
+            checks.counts["distinct_pairs"],
+            baseline_recall=summary(base.per_query)["recall_at_10"],
+            target=TARGETS["recall_at_10"],
+            languages=checks.languages,
+            supported=supported,
+            rule=rule,
+        ).text,
+        folds=len(parts),
+        steps=steps[0],
+        trained=sum(part.train.num_rows for part in parts) // len(parts),
+        queries=len(base.queries),
+        documents=len(parts[0].documents),
+        leaked=leaked,
+        base=summary(base.per_query),
+        tuned=summary(tuned.per_query),
+        decision=decide(tuned, base, gate),
+    )
+
+
+def _parts(rows: pa.Table) -> list[Dataset]:
+    """The split of a night, or the parts of a cross-validation; every query is on the test side of one part only."""
+    asked = rows.filter(pc.not_equal(rows["kind"], "corpus"))["query"]
+    queries = len(dataset.encode_texts(asked, document_key).first)
+    if queries < FEWEST_QUERIES:
+        raise TrialError(f"{queries} distinct queries are too few to compare anything: collect at least 50")
+    if queries >= ENOUGH_QUERIES:
+        return [dataset.build(rows, Split(SALT))]
+    parts: list[Dataset] = []
+    tested: set[str] = set()
+    for number in range(FOLDS):
+        part = dataset.build(rows, Fold(SALT, number=number))
+        # golden queries are on the test side of every part; all models leave them out, so the first may answer
+        new = np.flatnonzero([query not in tested for query in part.test.queries])
+        tested.update(part.test.queries)
+        if len(new) and part.train.num_rows:
+            parts.append(replace(part, test=part.test.take(new)))
+    if not parts:
+        raise TrialError("no query is both labelled as answered and fit to be held out: is every score below 0.5?")
+    return parts
+
+
+def _train(part: Dataset, training: Training, folder: Path) -> int:
+    """Fine-tune on the train side of a part; returns the steps it took."""
+    from tasks import training as trainer
+
+    return trainer.train(part.train, part.dev, part.documents, training, folder).steps
+
+
+def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -> tuple[Scores, Scores, int]:
+    """Scores of the base model and of the fine-tuned ones over the tests of all parts, and how many queries leaked."""
+    from data_checks.leaks import leaked_queries
+    from tasks import encoding, scoring
+
+    documents = parts[0].documents  # which text is which document does not depend on the split
+    test = EvaluationSet.concatenate([part.test for part in parts])
+    origin = encoding.resolve_model(base_model)
+    models = [encoding.load(folder) for folder in (origin, folders[0])]
+    # one numeric path for both: a rounding that only one side has would be a difference between them; to find out
+    # which is the fastest takes longer than to encode what is cross-validated
+    path = encoding.FP32 if len(parts) > 1 else encoding.choose_path(models, [*test.queries, *documents])
+    base = encoding.ModelEncoder(models[0], encoding.fingerprint(origin), path)
+    before = scoring.score_side(test, documents, base)
+    queries = sorted({query for part in parts for query in (*part.test.queries, *part.train["query"].to_pylist())})
+    place = {query: number for number, query in enumerate(queries)}
+    vectors = base.encode(queries, "query")
+    tuned: list[scoring.SideScores] = []
+    leaked = 0
+    for part, folder in zip(parts, folders, strict=True):
+        tuned.append(scoring.score_side(part.test, documents, encoding.ModelEncoder.open(folder, path)))
+        asked, trained = (
+            vectors[[place[query] for query in side]] for side in (part.test.queries, part.train["query"].to_pylist())
+        )
+        leaked += int(leaked_queries(asked, trained).sum())
+    pooled = replace(
+        tuned[0],
+        per_query={name: np.concatenate([side.per_query[name] for side in tuned]) for name in tuned[0].per_query},
+    )
+    table = scoring.per_query_table(test, {scoring.PRODUCTION: before, scoring.CANDIDATE: pooled})
+    prints = "+".join(encoding.fingerprint(folder) for folder in folders)
+    return (
+        scoring.read_side(table, scoring.PRODUCTION, base.fingerprint),
+        scoring.read_side(table, scoring.CANDIDATE, prints),
+        leaked,
+    )
