@@ -133,11 +133,17 @@ def find(state: Path) -> Stack | None:
 
 @contextlib.contextmanager
 def running(
-    state: Path, *, deployments: Path = DEPLOYMENTS, on_step: Callable[[str], None] = lambda _: None
+    state: Path,
+    *,
+    deployments: Path = DEPLOYMENTS,
+    database: str | None = None,
+    on_step: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Stack]:
     """A complete stack for the length of a `with` block: servers, bucket, work pools, deployments, workers.
 
-    `deployments` is the prefect.yaml to register; `on_step` is told in words what is being done.
+    `deployments` is the prefect.yaml to register; `database` is where the Prefect server keeps its own, an address
+    of PostgreSQL such as postgresql+asyncpg://user:password@host/name (a SQLite file in the state folder when left
+    out; only the server is told); `on_step` is told in words what is being done.
     Raises AlreadyRunningError when another process owns the stack of this folder, StackError with the end of a log
     when something does not start.
     """
@@ -148,7 +154,7 @@ def running(
         if left := guard.end(f"{state}:"):
             on_step(f"ended {left} processes that a former run had left")
         (state / "stack.json").unlink(missing_ok=True)
-        owned = _Owned(state, deployments.resolve(), on_step)
+        owned = _Owned(state, deployments.resolve(), database, on_step)
         stack.callback(owned.stop)
         yield owned.start()
 
@@ -156,10 +162,11 @@ def running(
 class _Owned:
     """The processes of a stack that this process starts and stops."""
 
-    def __init__(self, state: Path, deployments: Path, on_step: Callable[[str], None]) -> None:
+    def __init__(self, state: Path, deployments: Path, database: str | None, on_step: Callable[[str], None]) -> None:
         self.state = state
         self.mark = f"{state}:{secrets.token_hex(8)}"
         self._deployments = deployments
+        self._database = database
         self._on_step = on_step
         self._guard: subprocess.Popen[bytes] | None = None
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -242,6 +249,8 @@ class _Owned:
             "DO_NOT_TRACK": "1",
             guard.MARK: self.mark,
         }
+        if self._database is not None:
+            environment["PREFECT_SERVER_DATABASE_CONNECTION_URL"] = self._database
         self._spawn("server", ["prefect", "server", "start"], environment)
         return port, url
 

@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from deployments import local
-from deployments.cli import looking, nights, stack, trying, versions
+from deployments.cli import looking, nights, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -35,6 +35,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Try it on this machine": {"demo": stack.demo, "try": trying.try_pairs, "up": stack.up, "status": stack.status},
     "Nights": {"deploy": nights.deploy, "run": nights.run},
     "What serves": {"history": versions.history, "pull": versions.pull, "rollback": versions.rollback},
+    "Workers": {"drain": workers.drain, "resume": workers.resume},
     "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},
 }
 for _panel, _commands in _PANELS.items():
@@ -66,8 +67,9 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 def _expected() -> tuple[type[Exception], ...]:
     """The errors that are said in words; looked up late, as most commands need none of these modules."""
     from deployments.deploy import DeployError
+    from deployments.drain import DrainError
     from deployments.follow import RunError
     from tasks.storage import StoreError
     from tasks.versions import RegistryError
 
-    return (CliError, local.StackError, DeployError, RunError, StoreError, RegistryError)
+    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError)

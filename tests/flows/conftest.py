@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
@@ -19,9 +20,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Stack]:
         yield running
 
 
-@pytest.fixture(scope="module")
-def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
-    """The stack, with this process as its client: flows called here report to its server and use its store."""
+@contextmanager
+def client_of(stack: local.Stack) -> Iterator[local.Stack]:
+    """Make this process a client of a stack: flows called here report to its server and use its store."""
     environment = stack.environment()
     settings = {
         PREFECT_API_URL: environment["PREFECT_API_URL"],
@@ -31,6 +32,13 @@ def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
         for name, value in environment.items():
             if name.startswith(("AWS_", "RATCHET_")):
                 patch.setenv(name, value)
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
+    """The stack, with this process as its client."""
+    with client_of(stack):
         yield stack
 
 
