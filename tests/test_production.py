@@ -11,10 +11,14 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
+from prefect.settings import Settings
+from prefect.settings.legacy import _get_valid_setting_names
 
-from deployments import pools
+from deployments import cli, pools
 from tests.browser import require_program
 
 ROOT = Path(__file__).parent.parent
@@ -134,3 +138,106 @@ def test_the_service_waits_longer_than_its_drain() -> None:
     marks = re.findall(r"--mark (\S+)", text)
     assert len(marks) == 2
     assert len(set(marks)) == 1
+
+
+# --- the compose file, the proxy, the page about them ----------------------------------------------------
+
+COMPOSE = yaml.safe_load((DEPLOYMENTS / "compose.yaml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+PAGE = (DEPLOYMENTS / "README.md").read_text()
+
+
+def test_the_compose_file_has_every_part_and_names_only_what_it_defines() -> None:
+    """Networks, volumes, secrets and services that are referred to exist."""
+    assert set(SERVICES) == {"proxy", "server", "postgres", "s3", "worker-cpu", "worker-gpu", "deploy"}
+    for name, service in SERVICES.items():
+        assert set(service["networks"]) <= set(COMPOSE["networks"]), name
+        assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
+        assert set(service.get("depends_on", {})) <= set(SERVICES), name
+        for needed, condition in service.get("depends_on", {}).items():
+            assert condition == {"condition": "service_healthy"}
+            assert "healthcheck" in SERVICES[needed]
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert source in COMPOSE["volumes"] or (DEPLOYMENTS / source).exists(), (name, volume)
+
+
+def test_only_the_proxy_is_reached_from_outside_and_only_the_server_reaches_the_database() -> None:
+    """The S3 server's other ports and PostgreSQL are nobody else's."""
+    assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
+    assert {name for name, service in SERVICES.items() if "database" in service["networks"]} == {"server", "postgres"}
+    assert COMPOSE["networks"]["database"] == {"internal": True}
+
+
+def test_no_service_has_more_rights_than_it_needs_and_every_image_a_version() -> None:
+    """No privileges, no latest, and ours as the image's own user."""
+    for name, service in SERVICES.items():
+        assert "privileged" not in service, name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        _, _, tag = service["image"].rpartition(":")
+        assert re.match(r"\d+\.\d+", tag), name
+        if service["image"] == pools.IMAGE:
+            assert service["user"] == f"{pools.USER}:{pools.USER}"
+            assert service["read_only"] is True
+            assert service["cap_drop"] == ["ALL"]
+
+
+def test_no_secret_is_written_into_the_compose_file() -> None:
+    """Passwords and keys come from files that are not in the repository."""
+    for name, service in SERVICES.items():
+        for variable in service.get("environment", {}):
+            secret = re.search("PASSWORD|SECRET|AUTH|KEY|CONNECTION_URL", variable)
+            assert not secret or variable.endswith("_FILE"), (name, variable)
+    files = [secret["file"] for secret in COMPOSE["secrets"].values()]
+    files += [file for service in SERVICES.values() for file in service.get("env_file", [])]
+    assert all(file.startswith("secrets/") for file in files)
+    assert "secrets/" in (ROOT / ".gitignore").read_text().splitlines()
+    for file in files:
+        assert Path(file).name in PAGE, f"the page does not say what is in {file}"
+
+
+def test_the_gpu_worker_asks_for_a_gpu_and_the_cpu_worker_does_not() -> None:
+    """By device reservation; and shared memory beyond a container's own 64 MB."""
+    (device,) = SERVICES["worker-gpu"]["deploy"]["resources"]["reservations"]["devices"]
+    assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+    assert SERVICES["worker-gpu"]["shm_size"] == "2gb"
+    assert "deploy" not in SERVICES["worker-cpu"]
+
+
+def test_the_proxy_passes_on_to_the_server_of_the_compose_file() -> None:
+    """Over TLS from 1.2 on, websockets too, with the certificate that the compose file mounts."""
+    text = re.sub(r"#.*", "", (DEPLOYMENTS / "nginx.conf").read_text())
+    assert text.count("{") == text.count("}")
+    for line in (found.strip() for found in text.splitlines() if found.strip()):
+        assert line.endswith((";", "{", "}")), line
+    command = SERVICES["server"]["command"]
+    assert f"server server:{command[command.index('--port') + 1]};" in text
+    assert "listen 8443 ssl;" in text
+    assert SERVICES["proxy"]["ports"] == ["443:8443"]
+    assert re.findall(r"ssl_protocols\s+(.+);", text) == ["TLSv1.2 TLSv1.3"]
+    assert set(re.findall(r"/run/secrets/(\w+);", text)) == set(SERVICES["proxy"]["secrets"])
+    assert "proxy_set_header Upgrade $http_upgrade;" in text
+
+
+def test_settings_of_prefect_that_are_named_exist() -> None:
+    """In page, compose file, service, image and templates: a misspelt one would silently do nothing."""
+    known = _get_valid_setting_names(Settings) | {
+        "PREFECT_SERVER_ENCRYPTION_KEY",  # read by the server where it encrypts blocks
+        "PREFECT_PROFILES_PATH",
+        "PREFECT_HOME",
+    }
+    texts = [PAGE, *(path.read_text() for path in (DEPLOYMENTS / "compose.yaml", SERVICE, DOCKERFILE))]
+    texts += [pools.path(pool, kind).read_text() for pool in pools.POOLS for kind in pools.KINDS]
+    named = {name for text in texts for name in re.findall(r"\bPREFECT_[A-Z_]+[A-Z]\b(?=[=:`\"])", text)}
+    assert len(named) > 8
+    # the templates' descriptions are Prefect's own, and name a setting of its Kubernetes worker
+    assert named - known == set()
+
+
+def test_commands_of_ratchet_that_are_named_exist() -> None:
+    """As the command line knows them."""
+    commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback is not None}
+    started = re.compile(r"(?:^(?:[A-Z_]+=\S+ )?|`|/bin/)ratchet (\w+)", re.MULTILINE)
+    used = {found for text in (PAGE, SERVICE.read_text()) for found in started.findall(text)}
+    assert {"deploy", "drain", "resume", "doctor", "history", "rollback"} <= used
+    assert used - commands == set()
