@@ -236,7 +236,7 @@ def test_settings_of_prefect_that_are_named_exist() -> None:
 
 def test_commands_of_ratchet_that_are_named_exist() -> None:
     """As the command line knows them."""
-    commands = {command.callback.__name__ for command in cli.app.registered_commands if command.callback is not None}
+    commands = {command.name for command in cli.app.registered_commands}
     started = re.compile(r"(?:^(?:[A-Z_]+=\S+ )?|`|/bin/)ratchet (\w+)", re.MULTILINE)
     used = {found for text in (PAGE, SERVICE.read_text()) for found in started.findall(text)}
     assert {"deploy", "drain", "resume", "doctor", "history", "rollback"} <= used
