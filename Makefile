@@ -8,13 +8,16 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := .venv/.ready
 RUN := .venv/bin/python -m
 
-.PHONY: help demo up test test-all lint bench bench-quick lock clean
+.PHONY: help demo tour up test test-all lint bench bench-quick lock clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
 
 demo: $(READY) ## Run one real night from start to verdict, in about five minutes
 	$(RUN) deployments.cli demo
+
+tour: $(READY) ## Play a week of nights with every ending, in about fifteen minutes
+	$(RUN) deployments.cli tour
 
 up: $(READY) ## Run the local stack until Ctrl-C
 	exec $(RUN) deployments.cli up

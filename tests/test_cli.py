@@ -16,8 +16,10 @@ from tasks.intake import take_in
 from tasks.storage import Store
 
 COMMANDS = {
-    *("up", "try", "status", "demo", "deploy", "run", "history", "pull", "rollback"),
-    *("drain", "resume", "quarantine", "doctor"),
+    *("demo", "tour", "try", "up", "status"),
+    *("init", "deploy", "run", "drain", "resume"),
+    *("history", "pull", "rollback"),
+    *("quarantine", "doctor"),
 }
 
 

@@ -32,8 +32,14 @@ app = typer.Typer(
 
 # in the order of the help page: one panel per room
 _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
-    "Try it on this machine": {"demo": stack.demo, "try": trying.try_pairs, "up": stack.up, "status": stack.status},
-    "Nights": {"deploy": nights.deploy, "run": nights.run},
+    "Try it on this machine": {
+        "demo": stack.demo,
+        "tour": stack.tour,
+        "try": trying.try_pairs,
+        "up": stack.up,
+        "status": stack.status,
+    },
+    "Nights": {"init": trying.init, "deploy": nights.deploy, "run": nights.run},
     "What serves": {"history": versions.history, "pull": versions.pull, "rollback": versions.rollback},
     "Workers": {"drain": workers.drain, "resume": workers.resume},
     "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},

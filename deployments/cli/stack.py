@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import time
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
 from rich.markup import escape
@@ -96,6 +97,22 @@ def demo(state: StateOption = None) -> None:
             f"UI         `make up`, then {stack.ui_url} (password: the line in {escape(str(stack.password_file))})"
         )
         console.print(f"Took       {time.monotonic() - began:.0f} s")
+
+
+def tour(state: StateOption = None) -> None:
+    """Play a week of nights with every ending: skipped, promoted, regressed (with its alert), held; and a rollback."""
+    from deployments import tour as week
+    from tasks.storage import Store
+
+    began = time.monotonic()
+    with any_stack(state_folder(state)) as stack:
+        stack.adopt()
+        store = Store.open(stack.store(f"tour-{datetime.now(UTC):%Y%m%dT%H%M%S}"))
+        try:
+            week.play(console, stack, store)
+        except week.TourError as error:
+            raise CliError(f"the tour did not go as it must. {error}; logs are in {stack.logs()}") from error
+        console.print(f"Took       {time.monotonic() - began:.0f} s; `make up` shows its runs and reports again")
 
 
 def _describe(stack: local.Stack) -> None:

@@ -53,3 +53,20 @@ def try_pairs(
     show.to(console, show.trial(found))
     if out is not None:
         console.print(f"Model      {escape(str(out))}: SentenceTransformer({str(out)!r})")
+
+
+def init(
+    file: Annotated[Path, typer.Argument(help="Where to; must not exist.")] = Path("ratchet.toml"),
+) -> None:
+    """Write a commented ratchet.toml with every setting of `ratchet deploy`, to be filled in."""
+    from deployments import init as settings
+
+    try:
+        settings.write(file)
+    except FileExistsError:
+        raise UsageError(
+            f"{file} is there already, and is left as it is: name another file, or edit that one"
+        ) from None
+    except OSError as error:
+        raise CliError(f"{file} cannot be written: {error.strerror}") from error
+    console.print(f"wrote {escape(str(file))}; next: edit it, then `ratchet deploy --dry-run`")
