@@ -42,8 +42,9 @@ _SIZES: Final[Mapping[str, Mapping[str, str]]] = {
 }
 _SHARED_MEMORY: Final = "2Gi"  # several processes exchange tensors there; a container's own 64 MB would kill them
 
-# a checkpoint is a few hundred megabytes to upload; the CPU pool's flow has only its tidying up to do
-_GRACE_SECONDS: Final[Mapping[str, int]] = {"cpu": 60, "gpu": 300}
+# Prefect passes SIGTERM on to the run, gives it thirty seconds, and tells the server what became of it, all of which
+# needs the pod; the rest is for a server that is slow or being restarted itself
+_GRACE_SECONDS: Final[Mapping[str, int]] = {"cpu": 120, "gpu": 300}
 
 
 def template(pool: str, kind: Kind) -> Template:
