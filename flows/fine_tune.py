@@ -31,7 +31,7 @@ def fine_tune(
     Args:
         run_id: The night's run; its folder in the store takes all results.
         commit: The intake commit that fixes the data.
-        production: Version to compare with; the base model when left out.
+        production: Version to compare with, and to start from if so set; the base model when left out.
         store: s3://bucket/prefix; RATCHET_STORE when left out.
         training: How to fine-tune.
         gate: How much slower the candidate may serve.
@@ -44,5 +44,5 @@ def fine_tune(
     leaks = steps.check_leaks(url, run_id, commit, training.base_model, checks, work)
     if leaks["result"]["verdict"] != "ok":
         return leaks
-    candidate = steps.train(url, run_id, commit, training, work)
+    candidate = steps.train(url, run_id, commit, production, training, work)
     return steps.score(url, run_id, commit, candidate["version"], production, training, gate, work)

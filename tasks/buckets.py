@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tasks import packed
+from tasks import hardware, packed
 from tasks.batches import Ints
 from tasks.encoding import Role, prompt_for
 from tasks.processes import ALONE, Group
@@ -188,9 +188,8 @@ class Embedder:
         self.tokens += int(lengths.sum())
         self.padded_tokens += int(lengths.sum() if self.packed else len(chunk) * lengths.max())
         features = texts.packed(chunk, self.position_offset) if self.packed else texts.padded(chunk)
-        device = self.model.device
         moved = {
-            name: value.to(device, non_blocking=True) if isinstance(value, Tensor) else value
+            name: hardware.moved(value, self.model.device) if isinstance(value, Tensor) else value
             for name, value in features.items()
         }
         vectors: Tensor = self.model(moved)["sentence_embedding"]

@@ -71,10 +71,6 @@ class Checkpoints:
                         return Checkpoint({name: file.get_tensor(name) for name in file.keys()}, state)  # noqa: SIM118
         return None
 
-    def clear(self) -> None:
-        """Delete all of them; for when the verdict is in."""
-        self._store.delete(self._keys())
-
     def _keys(self) -> list[str]:
         """Keys from the oldest step to the newest."""
         return sorted(entry.key for entry in self._store.entries(self._prefix))

@@ -47,7 +47,7 @@ class Training(Parameters):
     loss: Literal["auto", "ranking", "triplet"] = _field(
         "auto", 7, "auto: in-batch ranking for pairs and triplets; triplet: TripletLoss for rows with a negative."
     )
-    precision: Literal["auto", "fp32", "bf16"] = _field("auto", 8, "auto measures whether bf16 pays on this machine.")
+    precision: Literal["auto", "fp32", "bf16"] = _field("auto", 8, "auto: bf16 where the processor computes it faster.")
     seed: int = _field(42, 9, "Seed of the order of batches and of every random number.", ge=0, le=2**31 - 1)
     max_minutes: float | None = _field(
         None, 10, "Stop cleanly after this many minutes, with the best model so far.", gt=0
@@ -68,6 +68,25 @@ class Training(Parameters):
         0, 15, "Negatives per pair mined among the training documents with the starting model. 0: none.", ge=0, le=16
     )
     quick: bool = _field(False, 16, "Train only the upper half of the layers: faster, and usually a little worse.")
+    start_from: Literal["base", "production"] = _field(
+        "base",
+        17,
+        "base: the base model, on all pairs so far. production: what serves, on the pairs that are new to it and a "
+        "share of old ones; from base where nothing serves, or what serves came from another base model.",
+    )
+    replay_share: float = _field(
+        0.5, 18, "Starting from production: old rows / all rows of the training, 0 to 0.95.", ge=0, le=0.95
+    )
+    full_retrain_every: int = _field(
+        7, 19, "Starting from production: every so many fine-tunings one starts from base again.", ge=2, le=365
+    )
+    nodes: int = _field(
+        1,
+        20,
+        "Machines that share each batch, with `processes` on each; they meet at the address in RATCHET_RENDEZVOUS.",
+        ge=1,
+        le=64,
+    )
 
     @field_validator("matryoshka_dims")
     @classmethod
@@ -77,6 +96,24 @@ class Training(Parameters):
         if len(set(dims)) != len(dims):
             raise ValueError(f"Matryoshka dimensions must be distinct, got {list(dims)}")
         return tuple(sorted(dims, reverse=True))
+
+
+NOT_COMPUTED = frozenset(
+    {
+        "base_model",
+        "start_from",
+        "replay_share",
+        "full_retrain_every",
+        "max_minutes",
+        "max_cost",
+        "price_per_hour",
+        "checkpoint_minutes",
+        "processes",
+        "nodes",
+    }
+)
+"""Settings of `Training` that change nothing about a run's steps: the starting model and the rows count by what they
+are, whichever setting chose them."""
 
 
 class Gate(Parameters):

@@ -1,8 +1,9 @@
-"""What the training machine does well: measured on a CPU, by capability on CUDA (written for it, not tested there)."""
+"""What the training machine does well. What is said of CUDA here is written for it and was never run on it."""
 
 from __future__ import annotations
 
 import resource
+import statistics
 import sys
 import time
 from typing import Final, Literal
@@ -10,12 +11,8 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
-_WORTHWHILE: Final = 1.3
-"""Times by which bf16 must be faster. Well away from 1, so that the choice does not flip between runs of a machine:
-where the CPU has bf16 dot products the ratio is 2 or more, elsewhere far below 1."""
-
-_SECONDS: Final = 0.25
-"""How long each of the two precisions is measured."""
+_ROUNDS: Final = 9
+"""Interleaved measurements of both precisions, of which the median ratio counts."""
 
 
 def device() -> torch.device:
@@ -23,40 +20,56 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def bf16_pays(where: torch.device) -> bool:
-    """Whether forward and backward of a linear layer are clearly faster under bf16 autocast; takes about a second."""
+def prepare(where: torch.device) -> None:
+    """Let CUDA's matrix products that stay in fp32 use TF32 tensor cores (10 bits of mantissa; bf16 has 7)."""
     if where.type == "cuda":
-        return bool(torch.cuda.is_bf16_supported())
-    fp32 = _seconds_of_linear(where, enabled=False)
-    bf16 = _seconds_of_linear(where, enabled=True)
-    return fp32 > _WORTHWHILE * bf16
+        torch.set_float32_matmul_precision("high")
 
 
-def _seconds_of_linear(where: torch.device, *, enabled: bool) -> float:
-    """Shortest time of a linear layer's forward and backward, of the size of a small encoder's chunk of tokens."""
-    layer = torch.nn.Linear(384, 1536, device=where)
-    tokens = torch.randn(1024, 384, device=where, generator=torch.Generator(where).manual_seed(0))
-    best = float("inf")
-    start = time.perf_counter()
-    while time.perf_counter() - start < _SECONDS:
-        begun = time.perf_counter()
-        with torch.autocast(where.type, torch.bfloat16, enabled=enabled):
-            result: Tensor = layer(tokens)
-        torch.autograd.backward([result.float().sum()])
-        best = min(best, time.perf_counter() - begun)
-    return best
+def moved(tensor: Tensor, where: torch.device) -> Tensor:
+    """The tensor on the device; to a GPU from pinned memory, so that the copy does not hold up what comes next."""
+    if where.type != "cuda":
+        return tensor.to(where)
+    return tensor.pin_memory().to(where, non_blocking=True)
 
 
-def attention(where: torch.device) -> Literal["eager", "sdpa", "flash_attention_2"]:
+def bf16_pays(where: torch.device) -> bool:
+    """Whether bf16 autocast is faster than fp32: by what the processor says it can, unless a measurement objects.
+
+    A CPU with bf16 dot products (AVX512-BF16 or AMX) is about twice as fast with them, one without far slower. So the
+    capability decides, and the same machine decides the same every night; the measurement only says no where bf16
+    is not faster at all, by the median of interleaved runs, which a busy machine slows alike. About 0.1 s.
+    """
+    if where.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if not (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()):
+        return False
+    layer = torch.nn.Linear(384, 1536)
+    tokens = torch.randn(1024, 384, generator=torch.Generator().manual_seed(0))
+    seconds = [[_cpu_seconds(layer, tokens, bf16=bf16) for bf16 in (False, True)] for _ in range(_ROUNDS)]
+    return statistics.median(fp32 / max(bf16, 1e-9) for fp32, bf16 in seconds) > 1
+
+
+def _cpu_seconds(layer: torch.nn.Linear, tokens: Tensor, *, bf16: bool) -> float:
+    """CPU time of one forward and backward of a linear layer, of the size of a small encoder's chunk of tokens."""
+    begun = time.process_time()
+    with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+        result: Tensor = layer(tokens)
+    torch.autograd.backward([result.float().sum()])
+    return time.process_time() - begun
+
+
+def attention(where: torch.device, *, half: bool = False) -> Literal["eager", "sdpa", "flash_attention_2"]:
     """The attention kernel that is fastest in training.
 
-    On a CPU the flash kernel behind SDPA has a slow backward pass, and plain matrix products win.
+    On a CPU the flash kernel behind SDPA has a slow backward pass, and plain matrix products win. FlashAttention
+    computes in half precision only (`half`).
     """
     if where.type != "cuda":
         return "eager"
     from transformers.utils.import_utils import is_flash_attn_2_available
 
-    return "flash_attention_2" if is_flash_attn_2_available() else "sdpa"
+    return "flash_attention_2" if half and is_flash_attn_2_available() else "sdpa"
 
 
 def out_of_memory(error: BaseException) -> bool:

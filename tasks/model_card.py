@@ -9,10 +9,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from tasks.config import Training
+from tasks.config import NOT_COMPUTED, Training
 
 if TYPE_CHECKING:
-    from tasks.training import Trained
+    from tasks.training_result import Trained
 
 _LIBRARIES: Final = ("sentence-transformers", "transformers", "torch", "tokenizers")
 
@@ -39,6 +39,8 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
             "(`SentenceTransformer(path, truncate_dim=...)`).",
             "",
             f"- Base model: `{_name(training.base_model)}`, licence {licence or 'not stated by it'}",
+            f"- Started from: {trained.started_from}; distance of the weights from the base model's "
+            f"{trained.distance_from_base:.4f} (norm of the difference / norm of the base's)",
             f"- Data: commit {'unknown' if commit is None else commit}",
             f"- Steps: {trained.steps} of {trained.planned_steps}, weights of step {trained.best_step}"
             + (f" (stopped: {trained.stopped})" if trained.stopped else ""),
@@ -75,8 +77,7 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
 
 def _recipe(training: Training) -> dict[str, object]:
     """The settings that decide what the weights are."""
-    left_out = {"base_model", "seed", "max_minutes", "max_cost", "price_per_hour", "checkpoint_minutes", "processes"}
-    return {name: value for name, value in training.model_dump().items() if name not in left_out}
+    return {name: value for name, value in training.model_dump().items() if name not in NOT_COMPUTED | {"seed"}}
 
 
 def _name(base_model: str) -> str:

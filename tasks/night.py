@@ -7,6 +7,7 @@ that needs them: a night with nothing new loads none of them.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -21,12 +22,17 @@ from tasks.config import Checks, Gate, Model, Outcome, Training
 from tasks.storage import Store
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from tasks.dataset import Dataset
     from tasks.encoding import ModelEncoder
     from tasks.registry import Change
+    from tasks.start import Plan
     from tasks.vector_cache import CachedEncoder
 
 _CHECKPOINTS: Final = "checkpoints/"
+_PUBLISHING: Final = 600.0
+"""Seconds within which the node that leads a training has saved and published what came of it."""
 
 Progress = Callable[[int, int], None]
 """Called with how much of how much is done."""
@@ -115,29 +121,49 @@ def check_leaks(
 
 
 def train(
-    store: Store, run_id: str, commit: int, training: Training, work: Path, on_progress: Progress | None = None
+    store: Store,
+    run_id: str,
+    commit: int,
+    training: Training,
+    work: Path,
+    on_progress: Progress | None = None,
+    *,
+    production: str | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune on the commit's train side and publish the candidate: its version and how the training went."""
-    from tasks import registry, serving
+    """Fine-tune on the commit's train side and publish the candidate: its version and how the training went.
+
+    `production` is the version that served when the run began. With several nodes each calls this, as long as the run
+    has no result: the one whose process leads publishes, the others wait for what it writes.
+    """
+    from tasks import encoding, registry, serving
     from tasks import training as trainer
     from tasks.checkpoints import Checkpoints
+    from tasks.processes import Rendezvous
 
     def trained() -> dict[str, Any]:
         data = _dataset(store, commit)
+        base = encoding.fingerprint(encoding.resolve_model(training.base_model))
+        plan, rows = _start(store, run_id, commit, production, base, data.train, training)
+        went_on = plan.start != trainer.BASE
+        start = trainer.Start(plan.start, _model(store, plan.start, "", work)) if went_on else trainer.FROM_BASE
         with TemporaryDirectory(dir=work) as temporary:
             folder = Path(temporary) / "candidate"
             result = trainer.train(
-                data.train,
+                rows,
                 data.dev,
                 data.documents,
                 training,
                 folder,
+                start=start,
                 commit=commit,
                 on_progress=on_progress and (lambda step, steps, _loss: on_progress(step, steps)),
                 checkpoints=Checkpoints(store, f"runs/{run_id}/{_CHECKPOINTS}"),
+                rendezvous=Rendezvous.from_environment(training.nodes, run_id),
             )
+            if not folder.exists():
+                return _awaited(store, f"runs/{run_id}/train.json")
             version = registry.publish(store, folder, serving.describe(folder, result.dims[1:]))
-            return {"version": version, **asdict(result)}
+            return {"version": version, "commit": commit, "base": base, "started_why": plan.why, **asdict(result)}
 
     return runs.once(store, f"runs/{run_id}/train.json", trained)
 
@@ -282,6 +308,37 @@ def _dataset(store: Store, commit: int) -> Dataset:
     from tasks import dataset, intake, splits
 
     return dataset.build(intake.read_rows(store, commit), splits.load_split(store))
+
+
+def _start(
+    store: Store,
+    run_id: str,
+    commit: int,
+    production: str | None,
+    base: str,
+    train: pa.Table,
+    training: Training,
+) -> tuple[Plan, pa.Table]:
+    """Where to start and on which rows; decided once, and kept with all that a further node has to know."""
+    from tasks import start
+
+    def decided() -> dict[str, Any]:
+        chosen = start.choose(store, run_id, production, base, train, training)
+        settings = training.model_dump(mode="json")
+        return {"commit": commit, "production": production, "training": settings, "plan": asdict(chosen)}
+
+    plan = start.Plan(**runs.once(store, f"runs/{run_id}/start.json", decided)["plan"])
+    return plan, start.rows(train, plan, training)
+
+
+def _awaited(store: Store, key: str) -> dict[str, Any]:
+    """What another node writes under `key`; TimeoutError when it has not after ten minutes."""
+    last = time.monotonic() + _PUBLISHING
+    while not (found := _find(store, key)):
+        if time.monotonic() > last:
+            raise TimeoutError(f"the node that leads has not written {store.uri(key)}")
+        time.sleep(1)
+    return found
 
 
 def _model(store: Store, version: str | None, base_model: str, work: Path) -> Path:

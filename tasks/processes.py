@@ -4,6 +4,11 @@ All processes plan the same batches. Each encodes its share of a batch's texts; 
 process computes the loss of the whole batch, with all its negatives; each carries the gradient back through its own
 share, and the parameters' gradients are summed. The result is that of one process up to rounding, whatever the
 number. When a worker dies the launcher starts all again, and they go on from the last checkpoint.
+
+Several nodes: each runs the same training, with the same rows and settings, and they find each other at a rendezvous,
+which is an address (host and port) on one of them and a name for the run (`Rendezvous`). Which process leads is for
+the rendezvous to say, so any node may turn out to be the one that saves; the others see that nothing was saved.
+`tasks/node.py` is the command for the further nodes of a night.
 """
 
 from __future__ import annotations
@@ -109,24 +114,53 @@ class _Gather(torch.autograd.Function):
         return gradients[0][ctx.group.rank :: ctx.group.size].contiguous(), None, None
 
 
-def launch(processes: int, function: Callable[..., Result], *arguments: Any, on_line: Callable[..., None]) -> Result:
-    """Run `function(group, report, *arguments)` in that many processes of this machine; returns the leader's result.
+@dataclass(frozen=True)
+class Rendezvous:
+    """Where the nodes of one run meet.
 
-    `report(*values)` in the leader calls `on_line(*values)` here. The workers are started anew, all of them, when one
-    dies, up to three times; what they have not stored by then is done again.
+    Attributes:
+        nodes: how many there are; all must join before the first step.
+        endpoint: host:port of one of them, the same on all; that host opens the port. Nobody else may reach it.
+        run_id: the run's name, the same on all: two runs at one address stay apart.
+    """
+
+    nodes: int
+    endpoint: str
+    run_id: str
+
+    @classmethod
+    def from_environment(cls, nodes: int, run_id: str) -> Rendezvous | None:
+        """The rendezvous at RATCHET_RENDEZVOUS (host:port); None for a single node, or where it is not set."""
+        endpoint = os.environ.get("RATCHET_RENDEZVOUS", "")
+        return cls(nodes, endpoint, run_id) if nodes > 1 and endpoint else None
+
+
+def launch(
+    processes: int,
+    function: Callable[..., Result],
+    *arguments: Any,
+    on_line: Callable[..., None],
+    rendezvous: Rendezvous | None = None,
+) -> Result:
+    """Run `function(group, report, *arguments)` in that many processes of this machine; returns the first one's result.
+
+    `report(*values)` in the leader calls `on_line(*values)` on its machine. The workers are started anew, all of them,
+    when one dies, up to three times; what they have not stored by then is done again. With a rendezvous every node
+    calls this, and all their processes are one group, of which the leader may be on another node.
 
     Raises:
         ChildFailedError: they died more often, or the function failed.
     """
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
+    where = rendezvous or Rendezvous(1, "127.0.0.1:0", uuid.uuid4().hex)
     configuration = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=where.nodes,
+        max_nodes=where.nodes,
         nproc_per_node=processes,
-        run_id=uuid.uuid4().hex,
+        run_id=where.run_id,
         rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
+        rdzv_endpoint=where.endpoint,
         max_restarts=_RESTARTS,
         monitor_interval=_POLL,
         start_method="spawn",
@@ -135,7 +169,7 @@ def launch(processes: int, function: Callable[..., Result], *arguments: Any, on_
         lines = Path(folder) / "lines"
         with _followed(lines, on_line):
             results = elastic_launch(configuration, _worker)(lines, function, arguments)
-    result: Result = results[0]
+    result: Result = results[min(results)]  # by rank in the group; only those of this machine
     return result
 
 

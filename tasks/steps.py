@@ -98,10 +98,13 @@ def check_leaks(store: str, run_id: str, commit: int, base_model: str, rule: Che
 
 
 @task(name="train", **_STEP)
-def train(store: str, run_id: str, commit: int, training: Training, work: str) -> dict[str, Any]:
+def train(
+    store: str, run_id: str, commit: int, production: str | None, training: Training, work: str
+) -> dict[str, Any]:
     """Fine-tune, and publish the candidate."""
     with Progress("training", "Training steps") as progress:
-        found = night.train(Store.open(store), run_id, commit, training, Path(work), progress)
+        found = night.train(Store.open(store), run_id, commit, training, Path(work), progress, production=production)
+    get_run_logger().info("%s", found["started_why"])
     get_run_logger().info("candidate %s: %d steps in %.0f s", found["version"], found["steps"], found["seconds"])
     return found
 

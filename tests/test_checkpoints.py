@@ -60,14 +60,6 @@ def test_another_runs_checkpoint_is_not_taken(store: Store) -> None:
     assert checkpoints.latest("this run") is None
 
 
-def test_clear_deletes_this_runs_only(store: Store) -> None:
-    """After the verdict this run's checkpoints are gone, another's are not."""
-    for run in ("one", "two"):
-        Checkpoints(store, f"runs/{run}/checkpoints/").save(1, state(1))
-    Checkpoints(store, PREFIX).clear()
-    assert [entry.key.split("/")[1] for entry in store.entries("runs/")] == ["two"]
-
-
 WORKER = """
 import json, sys
 from pathlib import Path

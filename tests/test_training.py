@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
 from tasks import hardware
@@ -18,7 +19,8 @@ from tasks.batches import Examples
 from tasks.config import BUNDLED_MODEL, Training
 from tasks.dataset import EvaluationSet
 from tasks.encoding import check_folder, fingerprint, load, resolve_model
-from tasks.training import Estimate, Trained, TrainingError, _evaluation_steps, _schedule, train
+from tasks.training import Estimate, Start, Trained, TrainingError, train
+from tasks.training_loop import _evaluation_steps, _schedule
 from tests import tiny_models
 from tests.test_batches import table
 
@@ -145,12 +147,35 @@ def test_a_model_that_cannot_be_packed_trains_padded(tmp_path: Path) -> None:
     assert trained.losses[-1] < trained.losses[0]
 
 
+def test_the_distance_from_base_is_that_of_the_saved_weights(base: str, tmp_path: Path) -> None:
+    """Computed anew from both folders by another library; going on from a version adds to what that one had moved."""
+    first = train(ROWS, None, [], settings(base), tmp_path / "first")
+    start = Start("v1", tmp_path / "first")
+    second = train(ROWS, None, [], settings(base), tmp_path / "second", start=start)
+    before, after = (load_file(folder / "model.safetensors") for folder in (Path(base), tmp_path / "second"))
+    moved = np.concatenate([(after[name] - before[name]).ravel() for name in before]).astype(np.float64)
+    size = np.concatenate([before[name].ravel() for name in before]).astype(np.float64)
+    assert second.distance_from_base == pytest.approx(np.linalg.norm(moved) / np.linalg.norm(size), rel=1e-5)
+    assert second.losses[0] < first.losses[0]
+    assert (first.started_from, second.started_from) == ("base", "v1")
+    assert "Started from: v1" in (tmp_path / "second" / "README.md").read_text()
+
+
+def test_a_start_of_another_architecture_is_refused(base: str, tmp_path: Path) -> None:
+    """A version whose parameters are not the base model's is named, before anything is trained."""
+    other = tiny_models.save(tmp_path / "other", "distilbert")
+    with pytest.raises(TrainingError, match="version v1 has other parameters than base model"):
+        train(ROWS, None, [], settings(base), tmp_path / "m", start=Start("v1", other))
+    with pytest.raises(TrainingError, match="version v2: there is no folder"):
+        train(ROWS, None, [], settings(base), tmp_path / "m", start=Start("v2", tmp_path / "nowhere"))
+
+
 # --- when to stop ------------------------------------------------------------------------------------------------
 
 
 def test_the_best_checkpoint_is_saved(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved model has the best dev MRR of the run: scored again from its folder it ranks as it did then."""
-    monkeypatch.setattr("tasks.training._DEV_SHARE", 10)  # enough for dev to be all of it, not a sample
+    monkeypatch.setattr("tasks.training_loop._DEV_SHARE", 10)  # enough for dev to be all of it, not a sample
     pairs = PAIRS[::4]
     documents = [document for _, document in pairs]
     trained = train(ROWS, dev_set(pairs), documents, settings(base, epochs=6), tmp_path / "model")
@@ -237,6 +262,21 @@ def test_out_of_memory_halves_the_buckets_and_goes_on(
     assert trained.cached
     assert trained.bucket_tokens in {64, 128}
     np.testing.assert_allclose(trained.losses, undisturbed.losses, rtol=2e-3)
+
+
+def test_bf16_is_decided_by_the_processor_and_the_measurement_only_objects(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the processor cannot, never; where it can, unless the median of interleaved runs says it is slower."""
+    cpu = torch.device("cpu")
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: True)
+    times = iter([1.0, 0.5] * 5 + [1.0, 9.0] * 4)  # a busy moment in four of the nine rounds
+    monkeypatch.setattr(hardware, "_cpu_seconds", lambda *_, **__: next(times))
+    assert hardware.bf16_pays(cpu)
+    monkeypatch.setattr(hardware, "_cpu_seconds", lambda *_, bf16: 1.1 if bf16 else 1.0)
+    assert not hardware.bf16_pays(cpu)
+    monkeypatch.setattr(hardware, "_cpu_seconds", lambda *_, bf16: 0.1 if bf16 else 1.0)
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: False)
+    assert not hardware.bf16_pays(cpu)
 
 
 def test_other_errors_are_not_taken_for_memory() -> None:
@@ -344,6 +384,11 @@ def test_missing_columns(base: str, tmp_path: Path) -> None:
     assert "['score']" in refused(base, tmp_path / "m", ROWS.drop_columns(["score"]))
 
 
+def test_nodes_without_a_place_to_meet(base: str, tmp_path: Path) -> None:
+    """Several nodes need an address; its name is in the message."""
+    assert "RATCHET_RENDEZVOUS" in refused(base, tmp_path / "m", nodes=2)
+
+
 def test_one_document_for_all(base: str, tmp_path: Path) -> None:
     """Nothing can be ranked when every row has the same document, in whatever spelling."""
     rows = table(("rotate key", "a b", [], None), ("list users", "A  B", [], None))
@@ -392,7 +437,7 @@ def test_a_folder_that_is_not_empty(base: str, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that has diverged is an error that names the step, never a saved model."""
-    monkeypatch.setattr("tasks.training.batch_loss", lambda _batch, queries, *_: queries.sum() * math.nan)
+    monkeypatch.setattr("tasks.training_loop.batch_loss", lambda _batch, queries, *_: queries.sum() * math.nan)
     assert "the loss is nan at step 1" in refused(base, tmp_path / "m")
 
 
