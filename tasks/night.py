@@ -161,11 +161,21 @@ def train(
                 rendezvous=Rendezvous.from_environment(training.nodes, run_id),
             )
             if not folder.exists():
-                return _awaited(store, f"runs/{run_id}/train.json")
+                return _awaited(store, f"runs/{run_id}/train.json", _PUBLISHING)
             version = registry.publish(store, folder, serving.describe(folder, result.dims[1:]))
             return {"version": version, "commit": commit, "base": base, "started_why": plan.why, **asdict(result)}
 
     return runs.once(store, f"runs/{run_id}/train.json", trained)
+
+
+def join(store: Store, run_id: str, work: Path, *, seconds: float) -> dict[str, Any]:
+    """Take part in the training of a run on another machine: the same call, with what that wrote when it began.
+
+    Needs RATCHET_RENDEZVOUS as it is set there. Raises TimeoutError when the run has not begun to train in time.
+    """
+    begun = _awaited(store, f"runs/{run_id}/start.json", seconds)
+    training = Training.model_validate(begun["training"])
+    return train(store, run_id, begun["commit"], training, work, production=begun["production"])
 
 
 def score(
@@ -331,12 +341,12 @@ def _start(
     return plan, start.rows(train, plan, training)
 
 
-def _awaited(store: Store, key: str) -> dict[str, Any]:
-    """What another node writes under `key`; TimeoutError when it has not after ten minutes."""
-    last = time.monotonic() + _PUBLISHING
+def _awaited(store: Store, key: str, seconds: float) -> dict[str, Any]:
+    """What another machine writes under `key`; TimeoutError when it has not in time."""
+    last = time.monotonic() + seconds
     while not (found := _find(store, key)):
         if time.monotonic() > last:
-            raise TimeoutError(f"the node that leads has not written {store.uri(key)}")
+            raise TimeoutError(f"{store.uri(key)} has not been written in {seconds:g} s by the machine that should")
         time.sleep(1)
     return found
 

@@ -8,7 +8,9 @@ number. When a worker dies the launcher starts all again, and they go on from th
 Several nodes: each runs the same training, with the same rows and settings, and they find each other at a rendezvous,
 which is an address (host and port) on one of them and a name for the run (`Rendezvous`). Which process leads is for
 the rendezvous to say, so any node may turn out to be the one that saves; the others see that nothing was saved.
-`tasks/node.py` is the command for the further nodes of a night.
+On the node of the night's flow nothing changes but `RATCHET_RENDEZVOUS` and `training.nodes`; on each further node
+`ratchet join RUN_ID` with the same `RATCHET_RENDEZVOUS` does the same step of the night (`night.join`). Restarts after
+a dead worker work across nodes too. Tested with two launchers on one machine, not on two.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from tasks.storage import Store
 
 COMMANDS = {
     *("demo", "tour", "try", "up", "status"),
-    *("init", "deploy", "run", "drain", "resume"),
+    *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback"),
     *("quarantine", "doctor"),
 }
@@ -50,6 +50,7 @@ def test_help_names_every_command() -> None:
         ("run", "--set", "training.epochs=0"),
         ("run", "--set", "training.epoch=2"),
         ("history",),
+        ("join", "20261101T000000Z-00000000"),
     ],
     ids=" ".join,
 )

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +15,12 @@ import psutil
 import pytest
 from safetensors.torch import load_file, save_file
 
+from tasks import night
 from tasks.checkpoints import Checkpoints
 from tasks.storage import Store
 from tasks.training import TrainingError, train
 from tests import tiny_models
+from tests.test_start import upload
 from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
 
 
@@ -73,6 +79,44 @@ def test_a_killed_worker_is_started_again_from_the_checkpoint(store: Store, tmp_
     assert 8 <= trained.resumed < trained.steps
     assert steps[-1] == trained.steps == alone.steps
     np.testing.assert_allclose(trained.losses, alone.losses, rtol=5e-3)
+
+
+NODE = """
+import json, sys
+from pathlib import Path
+from tasks import night
+from tasks.storage import Store
+if __name__ == "__main__":
+    url, work = sys.argv[1:]
+    found = night.join(Store.open(url), "20261101T000000Z-00000000", Path(work), seconds=60)
+    print(json.dumps(found["losses"]))
+"""
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one_process_does(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two launchers with a process each meet at an address: one loss curve, one candidate, the same result on both.
+
+    This node runs the night's step, the other joins by the run's id; it keeps its models elsewhere.
+    """
+    base = str(tiny_models.save(tmp_path / "base"))
+    commit = upload(store, "a", PAIRS)
+    alone = night.train(store, "20261101T000000Z-11111111", commit, settings(base), tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("RATCHET_RENDEZVOUS", f"127.0.0.1:{free.getsockname()[1]}")
+    (tmp_path / "node.py").write_text(NODE)
+    (tmp_path / "other").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    command = [sys.executable, str(tmp_path / "node.py"), store.url, str(tmp_path / "other")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as other:
+        together = night.train(store, "20261101T000000Z-00000000", commit, settings(base, nodes=2), tmp_path)
+        output = other.communicate(timeout=120)[0]
+    assert other.returncode == 0
+    assert json.loads(output.splitlines()[-1]) == together["losses"]
+    np.testing.assert_allclose(together["losses"], alone["losses"], rtol=5e-3)
+    assert (together["pairs"], together["tokens"]) == (alone["pairs"], alone["tokens"])
+    assert set(store.folders("models/")) == {alone["version"], together["version"]}
 
 
 @pytest.mark.slow

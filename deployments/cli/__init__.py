@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from deployments import local
-from deployments.cli import looking, nights, stack, trying, versions, workers
+from deployments.cli import joining, looking, nights, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -41,7 +41,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     },
     "Nights": {"init": trying.init, "deploy": nights.deploy, "run": nights.run},
     "What serves": {"history": versions.history, "pull": versions.pull, "rollback": versions.rollback},
-    "Workers": {"drain": workers.drain, "resume": workers.resume},
+    "Workers": {"join": joining.join, "drain": workers.drain, "resume": workers.resume},
     "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},
 }
 for _panel, _commands in _PANELS.items():
