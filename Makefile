@@ -33,8 +33,8 @@ lint: $(READY) ## Check format, rules and types
 	$(RUN) ruff check .
 	$(RUN) mypy
 
-bench: $(READY) ## Measure at full size, and compare side by side
-	$(RUN) tests.benchmarks
+bench: $(READY) ## Measure at full size, and compare side by side; BENCH="intake gate" measures these
+	$(RUN) tests.benchmarks $(BENCH)
 
 bench-quick: $(READY) ## Measure small: does every benchmark still run
 	$(RUN) tests.benchmarks --quick

@@ -11,38 +11,21 @@ import argparse
 import importlib
 import json
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from tests.benchmarks.report import Clock, Result, arguments, show, summarise
+
 ROWS, QUICK_ROWS = 1_000_000, 50_000
-GOAL_SECONDS, GOAL_MEGABYTES = 10.0, 1536.0
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way of checking: medians over the repetitions, and the fastest and slowest of the seconds."""
-
-    way: str
-    rows: int
-    data_megabytes: float
-    cpu_seconds: float
-    fastest: float
-    slowest: float
-    ratio: float
-    """CPU seconds by those of the first way."""
-    read_megabytes: float
-    """Peak memory before the checks: imports, and reading the rows from Parquet."""
-    peak_megabytes: float
+GOAL_SECONDS, GOAL_MEGABYTES = "≤ 10", "≤ 1,536"
+"""For a million rows."""
 
 
 def make_rows(n: int) -> pa.Table:
@@ -112,10 +95,10 @@ def measure(way: str, file: Path) -> dict[str, float]:
         importlib.import_module(module)
     rows = pq.read_table(file)
     read = _peak_megabytes()
-    started = time.process_time()
+    clock = Clock()
     WAYS[way](rows)
-    seconds = time.process_time() - started
-    return {"seconds": seconds, "read": read, "peak": _peak_megabytes(), "data": rows.nbytes / 2**20}
+    seconds = clock.read()[1]
+    return {"seconds": seconds, "read": read, "peak": _peak_megabytes()}
 
 
 def _peak_megabytes() -> float:
@@ -131,51 +114,39 @@ def run(file: Path, n: int, repetitions: int) -> list[Result]:
             command = [sys.executable, "-m", "tests.benchmarks.bench_checks", "--child", way, str(file)]
             done = subprocess.run(command, check=True, capture_output=True, text=True)
             runs.append(json.loads(done.stdout.splitlines()[-1]))
-    medians = {
-        way: {name: statistics.median(run[name] for run in runs) for name in runs[0]} for way, runs in found.items()
-    }
-    floor = next(iter(medians.values()))["seconds"]
+
+    def figures(name: str) -> dict[str, list[float]]:
+        return {way: [run[name] for run in runs] for way, runs in found.items()}
+
+    what, ours = f"check {n:,} new rows", list(WAYS)[-1]
+    goals = (GOAL_SECONDS, GOAL_MEGABYTES) if n >= ROWS else ("", "")
     return [
-        Result(
-            way=way,
-            rows=n,
-            data_megabytes=median["data"],
-            cpu_seconds=median["seconds"],
-            fastest=min(run["seconds"] for run in found[way]),
-            slowest=max(run["seconds"] for run in found[way]),
-            ratio=median["seconds"] / floor,
-            read_megabytes=median["read"],
-            peak_megabytes=median["peak"],
-        )
-        for way, median in medians.items()
+        *summarise(what, figures("seconds"), unit="CPU s", goals={ours: goals[0]}),
+        *summarise(f"{what}: peak memory", figures("peak"), unit="MB", goals={ours: goals[1]}),
+        *summarise(f"{what}: of that, rows read and imports", figures("read"), unit="MB"),
     ]
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure, print the table, and write JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROWS:,} rows instead of {ROWS:,}")
-    parser.add_argument("--rows", type=int, help="another number of rows")
+    parser = arguments(__doc__)
+    parser.add_argument("--rows", type=int, help=f"another number of rows than {ROWS:,}, or {QUICK_ROWS:,} when quick")
     parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--json", type=Path)
     parser.add_argument("--child", nargs=2, metavar=("WAY", "FILE"), help=argparse.SUPPRESS)
-    options = parser.parse_args(argv)
-    if options.child:
-        print(json.dumps(measure(options.child[0], Path(options.child[1]))))
+    chosen = parser.parse_args(argv)
+    if chosen.child:
+        print(json.dumps(measure(chosen.child[0], Path(chosen.child[1]))))
         return []
-    n = options.rows or (QUICK_ROWS if options.quick else ROWS)
+    n = chosen.rows or (QUICK_ROWS if chosen.quick else ROWS)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "rows.parquet"
-        pq.write_table(make_rows(n), file)
-        results = run(file, n, options.repetitions)
-    print(f"Checking {n:,} new rows ({results[0].data_megabytes:,.0f} MB in memory)")
-    print(f"Goal for a million: {GOAL_SECONDS:g} CPU s, {GOAL_MEGABYTES:,.0f} MB")
-    print(f"{'way':14} {'CPU s':>7} {'fastest':>8} {'slowest':>8} {'ratio':>6} {'peak MB':>8} {'after reading':>14}")
-    for r in results:
-        seconds = f"{r.cpu_seconds:7.2f} {r.fastest:8.2f} {r.slowest:8.2f} {r.ratio:6.1f}"
-        print(f"{r.way:14} {seconds} {r.peak_megabytes:8,.0f} {r.read_megabytes:14,.0f}")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(r) for r in results], indent=1))
+        rows = make_rows(n)
+        pq.write_table(rows, file)
+        size = rows.nbytes / 2**20
+        del rows
+        results = run(file, n, chosen.repetitions)
+    notes = [f"The rows take {size:,.0f} MB in memory."]
+    show("checks", results, chosen, packages=("great-expectations", "pandas", "pyarrow"), notes=notes)
     return results
 
 

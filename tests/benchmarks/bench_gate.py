@@ -16,28 +16,29 @@ The goals: at most 1% promotions without a difference, at least 95% with 3 point
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from tasks.config import Gate
 from tasks.gate import DECISIVE, Scores, decide
+from tests.benchmarks.report import Result, arguments, seconds, show, summarise
 
 NIGHTS, QUICK_NIGHTS = 1_000, 50
 QUERIES = (50, 200, 500, 1_000, 2_000)
 GAINS = (0.0, 0.03)
-GOAL_FALSE, GOAL_TRUE = 0.01, 0.95
+GOAL_FALSE, GOAL_TRUE, GOAL_SECONDS = "≤ 1", "≥ 95", "≤ 1"
+"""Of promotions in per cent: without a difference; with one, at `GOAL_QUERIES`. Of seconds for one decision."""
+GOAL_QUERIES = 1_000
 
 
 @dataclass(frozen=True)
-class Result:
+class Nights:
     """What a number of nights came to; `deviation` is that of the paired differences in Recall@10 and MRR."""
 
     source: str
@@ -47,7 +48,6 @@ class Result:
     promoted: int
     regressed: int
     deviation: tuple[float, float]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -167,52 +167,53 @@ def from_models() -> Iterator[tuple[str, tuple[np.ndarray, np.ndarray]]]:
     yield "production, base", (production, base)
 
 
-def simulate(source: str, population: Population, queries: int, gain: float, nights: int, rule: Gate) -> Result:
+def simulate(source: str, population: Population, queries: int, gain: float, nights: int, rule: Gate) -> Nights:
     """The verdicts of so many nights, each with its own queries and its own resamples."""
-    start = time.perf_counter()
     verdicts = [population.night(queries, seed, rule.model_copy(update={"seed": seed})) for seed in range(nights)]
-    return Result(
-        source,
-        queries,
-        gain,
-        nights,
-        verdicts.count("promoted"),
-        verdicts.count("regressed"),
-        population.deviation(),
-        time.perf_counter() - start,
-    )
+    counts = verdicts.count("promoted"), verdicts.count("regressed")
+    return Nights(source, queries, gain, nights, *counts, population.deviation())
 
 
-def resampling_seconds(queries: int = 5_000) -> float:
-    """Seconds of one decision on 5,000 queries with 10,000 resamples, the fastest of three."""
+def resampling(queries: int = 5_000) -> list[Result]:
+    """Seconds of one decision on 5,000 queries with 10,000 resamples."""
     sides = Population.of(*made_up(), 0.0)
-    seconds = []
-    for seed in range(3):
-        start = time.perf_counter()
-        sides.night(queries, seed, Gate())
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    taken = [seconds(lambda seed=seed: sides.night(queries, seed, Gate())) for seed in range(3)]  # type: ignore[misc]
+    what = f"one decision on {queries:,} queries with {Gate().resamples:,} resamples"
+    return summarise(what, {"Ratchet": taken}, unit="s", goals={"Ratchet": GOAL_SECONDS}, compared=False)
+
+
+def shares(found: Sequence[Nights]) -> list[Result]:
+    """Promoted and regressed nights in per cent, by source, true gain and number of test queries."""
+    results = []
+    for source, gain in dict.fromkeys((one.source, one.gain) for one in found):
+        rows = [one for one in found if (one.source, one.gain) == (source, gain)]
+        true = f"a true gain of {100 * gain:.0f} points" if gain else "no true difference"
+        for verdict in ("promoted", "regressed"):
+            for one in rows:
+                goal = ""
+                if verdict == "promoted":
+                    goal = GOAL_FALSE if not gain else GOAL_TRUE if one.queries == GOAL_QUERIES else ""
+                share = 100 * getattr(one, verdict) / one.nights
+                what, way = f"{verdict} with {true}: {Path(source).name}", f"{one.queries:,} queries"
+                results.append(Result(what, way, "%", share, share, share, one.nights, goal=goal))
+    return results
 
 
 def main(argv: Sequence[str] | None = None) -> list[Result]:
-    """Simulate, print the tables, and write them as JSON where asked."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_NIGHTS} nights, made-up results")
+    """Simulate, print the table, and write it as JSON where asked."""
+    parser = arguments(__doc__)
     parser.add_argument("--results", type=Path, nargs="+", help="per_query.parquet of runs, in place of the models")
     parser.add_argument("--resamples", type=int, default=2_000, help="a night has 10,000; fewer say the same sooner")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
-    arguments = parser.parse_args(argv)
-    nights = QUICK_NIGHTS if arguments.quick else NIGHTS
-    rule = Gate(resamples=arguments.resamples)
+    chosen = parser.parse_args(argv)
+    nights = QUICK_NIGHTS if chosen.quick else NIGHTS
+    rule = Gate(resamples=chosen.resamples)
 
-    print(f"one decision on 5,000 queries with 10,000 resamples: {resampling_seconds():.2f} s (goal: 1 s)")
+    results = resampling()
     sources = {"made up": made_up()}
-    if arguments.results:
-        sources |= {str(path): from_run(path) for path in arguments.results}
-    elif not arguments.quick:
+    if chosen.results:
+        sources |= {str(path): from_run(path) for path in chosen.results}
+    elif not chosen.quick:
         sources |= dict(from_models())
-
-    results = []
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         jobs = [
             pool.submit(simulate, source, Population.of(*sides, gain), queries, gain, nights, rule)
@@ -220,25 +221,16 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
             for gain in GAINS
             for queries in QUERIES
         ]
-        print(f"\n{'results of':24}{'deviations':>14}{'true gain':>11}{'queries':>9}{'promoted':>10}{'regressed':>11}")
-        for job in jobs:
-            r = job.result()
-            results.append(r)
-            deviations = f"{r.deviation[0]:.3f} {r.deviation[1]:.3f}"
-            print(
-                f"{Path(r.source).name:24}{deviations:>14}{100 * r.gain:>9.0f} p{r.queries:>9,}"
-                f"{r.promoted / r.nights:>10.1%}{r.regressed / r.nights:>11.1%}",
-                flush=True,
+        found = [job.result() for job in jobs]
+    results += shares(found)
+    notes = [f"{nights:,} nights for each number of queries, {rule.resamples:,} resamples a night."]
+    for one in found:
+        if not one.gain and one.queries == QUERIES[0]:
+            recall, mrr = one.deviation
+            notes.append(
+                f"{Path(one.source).name}: paired differences deviate by {recall:.3f} in Recall@10, {mrr:.3f} in MRR."
             )
-    false = max(r.promoted / r.nights for r in results if r.gain == 0)
-    print(f"\n{nights:,} nights each, {rule.resamples:,} resamples")
-    print(f"promoted without a difference: at most {false:.1%} (goal: {GOAL_FALSE:.0%})")
-    for r in results:
-        if r.gain and r.queries == 1_000:
-            rate = f"{r.promoted / r.nights:.1%} (goal: {GOAL_TRUE:.0%})"
-            print(f"promoted with a true gain of 3 points at 1,000 queries, {Path(r.source).name}: {rate}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    show("gate", results, chosen, packages=("numpy", "sentence-transformers"), notes=notes)
     return results
 
 
