@@ -16,7 +16,7 @@ from tasks.intake import take_in
 from tasks.storage import Store
 
 COMMANDS = {
-    *("demo", "tour", "try", "up", "status"),
+    *("demo", "tour", "try", "convert", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback"),
     *("quarantine", "doctor"),

@@ -36,6 +36,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "demo": stack.demo,
         "tour": stack.tour,
         "try": trying.try_pairs,
+        "convert": trying.convert,
         "up": stack.up,
         "status": stack.status,
     },

@@ -1,4 +1,4 @@
-"""Commands for one's own data before anything is set up: a first comparison, and a file of settings to fill in."""
+"""Commands for one's own data, before anything is set up: pairs from exports, a first comparison, settings."""
 
 from __future__ import annotations
 
@@ -70,3 +70,32 @@ def init(
     except OSError as error:
         raise CliError(f"{file} cannot be written: {error.strerror}") from error
     console.print(f"wrote {escape(str(file))}; next: edit it, then `ratchet deploy --dry-run`")
+
+
+def convert(
+    export: Annotated[Path, typer.Argument(help="Export of Label Studio (JSON) or Argilla (records.to_json).")],
+    out: Annotated[Path, typer.Argument(help="Pairs as JSON lines, for `ratchet try` or pairs/; must not exist.")],
+    query: Annotated[str, typer.Option(help="Name of the query's field.")] = "query",
+    document: Annotated[str, typer.Option(help="Name of the document's field.")] = "document",
+    question: Annotated[
+        str | None, typer.Option(help="Name of the question that was answered. Default: any.", show_default=False)
+    ] = None,
+    relevant: Annotated[str, typer.Option(help="Answer that means: this document answers this query.")] = "relevant",
+) -> None:
+    """Turn an export of Label Studio or Argilla into pairs."""
+    from deployments import convert as exports
+
+    try:
+        found = exports.convert(export.read_bytes(), exports.Fields(query, document, question, relevant))
+        with out.open("xb") as file:
+            file.write(found.body)
+    except exports.ConvertError as error:
+        raise CliError(f"{export}: {error}") from error
+    except FileExistsError:
+        raise UsageError(f"{out} is there already and stays as it is: name another file") from None
+    except OSError as error:
+        raise UsageError(f"{error.filename}: {error.strerror}") from error
+    console.print(
+        f"{found.pairs:,} pairs of {found.queries:,} queries in {escape(str(out))}, from {found.judged:,} judged "
+        f"documents; {found.undecided:,} without a majority, {found.alone:,} queries without a relevant document"
+    )
