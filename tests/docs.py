@@ -1,0 +1,61 @@
+"""Writes the pages of the documentation that follow from the code: `python -m tests.docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from deployments import settings
+from tasks.config import Checks, Gate, Limits, Training
+
+DOCS: Final = Path(__file__).parent.parent / "docs"
+
+_SIGNS: Final = {"Ge": ("ge", "≥"), "Gt": ("gt", ">"), "Le": ("le", "≤"), "Lt": ("lt", "<")}
+
+_GROUPS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
+    ("training", Training, "How a candidate is fine-tuned: the form of *Run*, `--set training.NAME=VALUE`."),
+    ("gate", Gate, "When a candidate may replace production: the form of *Run*, `--set gate.NAME=VALUE`."),
+    ("checks", Checks, "What the data must be like: the form of *Run*, `--set checks.NAME=VALUE`."),
+    ("limits", Limits, "What one uploaded object may be; fixed, and listed in [hostile input](hostile-input.md)."),
+    ("store", settings.StoreSettings, "`ratchet.toml`, section `store`."),
+    ("schedule", settings.Schedule, "`ratchet.toml`, section `schedule`."),
+    ("alerts", settings.Alerts, "`ratchet.toml`, section `alerts`."),
+    ("watch", settings.Watch, "`ratchet.toml`, section `watch`."),
+    ("channels.NAME", settings.Channel, "`ratchet.toml`, one section for each channel."),
+)
+
+
+def parameters() -> str:
+    """The page of all parameters: name, default, bounds and meaning, from the models that check them."""
+    parts = ["# Parameters", "", "Written from the code by `python -m tests.docs`; a test compares them.", ""]
+    for name, model, where in _GROUPS:
+        parts += [f"## {name}", "", where, "", "| name | default | bounds | meaning |", "|---|---|---|---|"]
+        parts += [
+            f"| `{field}` | {_default(info)} | {_bounds(info)} | {_cell(info.description or '')} |"
+            for field, info in model.model_fields.items()
+        ]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _default(info: FieldInfo) -> str:
+    if info.is_required():
+        return "*required*"
+    value = info.default
+    return "none" if value in (None, ()) else f"`{list(value) if isinstance(value, tuple) else value}`"
+
+
+def _bounds(info: FieldInfo) -> str:
+    found = [(type(rule).__name__, rule) for rule in info.metadata]
+    return ", ".join(f"{_SIGNS[kind][1]} {getattr(rule, _SIGNS[kind][0]):g}" for kind, rule in found if kind in _SIGNS)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+if __name__ == "__main__":
+    (DOCS / "parameters.md").write_text(parameters())

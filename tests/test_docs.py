@@ -1,0 +1,168 @@
+"""The documentation against the code: commands, options, tables, links, messages."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import typer.main
+
+from deployments import cli
+from deployments.local import ROOT
+from tasks import commit_log, intake, registry, splits
+from tasks.config import Verdict
+from tasks.parsing import KINDS
+from tests import docs
+
+PAGES = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "deployments" / "README.md", *docs.DOCS.glob("*.md")]
+)
+
+
+def _name(page: Path) -> str:
+    return page.relative_to(ROOT).as_posix()
+
+
+def _code(page: Path) -> list[str]:
+    """Everything set as code: lines of blocks, and spans within a line."""
+    text = page.read_text()
+    blocks = re.findall(r"^```[a-z]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+    return [line for block in blocks for line in block.splitlines()] + spans
+
+
+def _table(page: Path, heading: str) -> list[list[str]]:
+    """The cells of the rows under the first table whose heading begins like this."""
+    lines = page.read_text().splitlines()
+    start = next(number for number, line in enumerate(lines) if line.startswith(f"| {heading}"))
+    rows = []
+    for line in lines[start + 2 :]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]])
+    return rows
+
+
+@cache
+def _commands() -> dict[str, set[str]]:
+    """Every command with its options."""
+    group: Any = typer.main.get_command(cli.app)
+    found: dict[str, set[str]] = {}
+
+    def walk(prefix: str, command: Any) -> None:
+        found[prefix] = {option for param in command.params for option in param.opts} | {"--help", "-h"}
+        for name, inner in getattr(command, "commands", {}).items():
+            walk(f"{prefix} {name}".strip(), inner)
+
+    walk("", group)
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_command_and_option_named_exists(page: Path) -> None:
+    """`ratchet X --option` in any code of any page."""
+    for code in _code(page):
+        for used in re.findall(r"(?:^|[;&(] *|\| )ratchet ([a-z][^#;&]*)", code):
+            words = used.split()
+            command = next((c for c in (" ".join(words[:2]), words[0]) if c in _commands()), None)
+            assert command is not None, f"{_name(page)}: there is no command in {code!r}"
+            for option in re.findall(r"(?<=\s)--[a-z-]+", f" {used}"):
+                assert option in _commands()[command], f"{_name(page)}: {command} has no {option}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_target_of_make_exists(page: Path) -> None:
+    """`make X` names a target of the Makefile."""
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)) | {".venv/.ready"}
+    for code in _code(page):
+        for target in re.findall(r"(?:^|[;&(] *)make ([a-z./-]+)", code):
+            assert target in targets, f"{_name(page)}: make {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_every_link_within_the_project_leads_somewhere(page: Path) -> None:
+    """Files exist, and headings for the parts after `#`."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if re.match(r"[a-z]+:", target):
+            continue
+        file, _, anchor = target.partition("#")
+        found = (page.parent / file).resolve() if file else page
+        assert found.exists(), f"{_name(page)}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", found.read_text(), re.MULTILINE)
+            anchors = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+            assert anchor in anchors, f"{_name(page)}: {target}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=_name)
+def test_parameters_that_are_set_exist(page: Path) -> None:
+    """`--set group.name=value` is accepted as it stands."""
+    from deployments.cli.common import parameters
+
+    settings = [
+        found for code in _code(page) for found in re.findall(r"--set ((?:training|gate|checks)\.[a-z_]+=\S+)", code)
+    ]
+    parameters([found for found in settings if "VALUE" not in found])
+
+
+def test_the_index_names_every_page() -> None:
+    """docs/README.md leads everywhere."""
+    text = (docs.DOCS / "README.md").read_text()
+    for page in docs.DOCS.glob("*.md"):
+        assert page.name == "README.md" or f"({page.name})" in text, page.name
+
+
+def test_the_page_of_parameters_is_the_code() -> None:
+    """Written anew by `python -m tests.docs`."""
+    assert (docs.DOCS / "parameters.md").read_text() == docs.parameters(), "run: python -m tests.docs"
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", docs.DOCS / "concepts.md"], ids=_name)
+def test_every_verdict_is_explained(page: Path) -> None:
+    """The table of verdicts has each once, and no other."""
+    assert {row[0].strip("`") for row in _table(page, "verdict")} == set(get_args(Verdict))
+
+
+def test_the_store_is_described_as_the_code_writes_it() -> None:
+    """Every first part of a key that the code knows is in the table, and nothing else."""
+    keys = {
+        *(f"{folder}/" for folder in KINDS),
+        splits.SPLIT_KEY,
+        registry.POINTER,
+        *(key.partition("/")[0] + "/" for key in _stored_keys()),
+    }
+    assert {row[0].strip("`") for row in _table(docs.DOCS / "store.md", "key")} == keys
+    assert commit_log.log_key(1) == "log/000000000001.json"
+    assert set(intake.BATCH.names) >= {"object", "line"}
+
+
+def _texts() -> Iterator[str]:
+    """Every text in the code, the parts of f-strings and of texts that are put together joined as far as they are."""
+    for package in ("deployments", "flows", "tasks", "data_checks"):
+        for path in (ROOT / package).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    yield node.value
+                elif isinstance(node, ast.JoinedStr):
+                    yield "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
+
+
+def _stored_keys() -> set[str]:
+    """Keys that the code names: texts such as `models/...` whose first part is a folder of the store."""
+    return {text for text in _texts() if re.match(r"(log|batches|quarantine|runs|models|promotions|cache)/", text)}
+
+
+def test_every_message_of_the_troubleshooting_page_is_said_by_the_code() -> None:
+    """What the first column says is part of a text in the code."""
+    page = docs.DOCS / "troubleshooting.md"
+    said = list(_texts())
+    messages = re.findall(r"^\| `((?:[^`\\]|\\`)+)` \|", page.read_text(), re.MULTILINE)
+    assert len(messages) > 20
+    for message in messages:
+        wanted = message.replace("\\`", "`")
+        assert any(wanted in text for text in said), f"nothing in the code says {wanted!r}"
