@@ -8,6 +8,7 @@ fails; a goal that is missed is shown, and is no failure.
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 import time
@@ -36,12 +37,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     cache = ROOT / ".cache" / ("benchmarks-quick.json" if chosen.quick else "benchmarks.json")
     path = page.DATA if chosen.publish else (chosen.json or cache).absolute()
 
+    environment = dict(os.environ) | {"TQDM_DISABLE": "1"}  # figures, not bars
     failed = []
     for name in chosen.names or NAMES:
         print(f"\n== {name}", flush=True)
         start = time.monotonic()
         command = [sys.executable, "-m", f"tests.benchmarks.bench_{name}", "--json", str(path)]
-        if subprocess.run(command + ["--quick"] * chosen.quick, check=False, cwd=ROOT).returncode:
+        command += ["--quick"] * chosen.quick
+        if subprocess.run(command, check=False, cwd=ROOT, env=environment).returncode:
             failed.append(name)
         print(f"-- {name}: {time.monotonic() - start:.0f} s", flush=True)
     found = {name: one for name, one in report.read(path).items() if name in (chosen.names or NAMES)}

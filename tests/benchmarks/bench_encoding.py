@@ -10,16 +10,13 @@ The goals: 1/35 of the library's time on the second night, 1/6 at one dimension.
 
 from __future__ import annotations
 
-import argparse
 import gzip
 import importlib.util
 import json
 import os
 import re
-import statistics
-import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -34,10 +31,14 @@ from tasks.encoding import ModelEncoder, NumericPath
 from tasks.ranking import metrics, relevant_ranks, summary, truncate
 from tasks.storage import Store
 from tasks.vector_cache import CachedEncoder, VectorCache
+from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
 DIMS = (384, 256, 128, 64, 32)
 NEW_SHARE = 0.02
 """Share of the documents that arrive between the two nights."""
+
+GOALS = {5: "≤ 1/35 of the first", 1: "≤ 1/6 of the first"}
+"""On the second night, by the number of dimensions."""
 
 
 @dataclass(frozen=True)
@@ -47,20 +48,6 @@ class Texts:
     documents: list[str]
     queries: list[str]
     relevant: list[list[int]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way of scoring both models: wall and CPU seconds, spread of its parts, and the library's time over it."""
-
-    way: str
-    dims: int
-    wall: float
-    cpu: float
-    fastest: float
-    slowest: float
-    ratio: float
-    recall_at_10: float
 
 
 def read_texts(documents: int, queries: int) -> Texts:
@@ -124,17 +111,6 @@ def make_candidate(base: Path, folder: Path, seed: int) -> Path:
     return folder
 
 
-class Clock:
-    """Wall and CPU seconds since it was made."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def read(self) -> tuple[float, float]:
-        """(wall, CPU of this process with all its threads)."""
-        return time.perf_counter() - self._wall, time.process_time() - self._cpu
-
-
 def library(folder: Path, texts: Texts, dim: int) -> tuple[float, float, float]:
     """The library's evaluator, once: (wall, CPU, Recall@10), the loading of the model included."""
     from sentence_transformers import SentenceTransformer
@@ -177,25 +153,21 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure, print the table, and write it as JSON where asked."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="400 documents, 40 queries")
+    parser = arguments(__doc__)
     parser.add_argument(
         "--evaluations", type=int, default=2, help="runs of the library's evaluator; the rest is the mean"
     )
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
-    arguments = parser.parse_args(argv)
+    chosen = parser.parse_args(argv)
     os.environ["HF_HUB_OFFLINE"] = "1"
-    texts = read_texts(*((400, 40) if arguments.quick else (20_000, 2_000)))
+    texts = read_texts(*((400, 40) if chosen.quick else (20_000, 2_000)))
     known = max(1 + max(max(wanted) for wanted in texts.relevant), int(len(texts.documents) * (1 - NEW_SHARE)))
     before = Texts(texts.documents[:known], texts.queries, texts.relevant)
-    print(f"{len(texts.documents):,} documents, {len(texts.queries):,} queries, {torch.get_num_threads()} threads")
-
     with TemporaryDirectory() as work, seaweedfs.running(Path(work) / "s3") as server:
         os.environ.update(server.environment())
         boto3.client("s3").create_bucket(Bucket="bench")
         base = encoding.resolve_model(BUNDLED_MODEL)
         first, second = (make_candidate(base, Path(work) / f"candidate-{seed}", seed) for seed in (1, 2))
-        runs = [library(base, texts, DIMS[number % len(DIMS)]) for number in range(arguments.evaluations)]
+        runs = [library(base, texts, DIMS[number % len(DIMS)]) for number in range(chosen.evaluations)]
         nights = {}
         for dims in (DIMS, DIMS[:1]):
             store = Store.open(f"s3://bench/{len(dims)}")
@@ -203,26 +175,23 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
                 cache = VectorCache(Path(work) / f"vectors-{len(dims)}-{number}", store)
                 nights[number, len(dims)] = night([candidate, base], seen, dims, cache)
 
-    walls = [wall for wall, _, _ in runs]
-    mean, cpu = statistics.mean(walls), statistics.mean(cpu for _, cpu, _ in runs)
-    results = []
+    results: list[Result] = []
     for count in (len(DIMS), 1):
-        whole = 2 * count * mean
-        spread = (2 * count * min(walls), 2 * count * max(walls))
-        results.append(Result("the library's evaluator", count, whole, 2 * count * cpu, *spread, 1.0, runs[0][2]))
-        for number, way in ((1, "Ratchet, first night"), (2, "Ratchet, second night")):
-            wall, spent, recall, _ = nights[number, count]
-            results.append(Result(way, count, wall, spent, wall, wall, whole / wall, recall))
-    print(
-        f"numeric path {nights[2, 1][3].name}; {len(runs)} evaluations measured, times two models and the dimensions\n"
-    )
-    print(f"{'way':28}{'dims':>5}{'wall s':>10}{'CPU s':>10}{'fastest':>10}{'slowest':>10}{'times':>8}{'R@10':>9}")
-    for r in results:
-        times = f"{r.wall:10.1f}{r.cpu:10.1f}{r.fastest:10.1f}{r.slowest:10.1f}{r.ratio:8.1f}"
-        print(f"{r.way:28}{r.dims:5}{times}{r.recall_at_10:9.4f}")
-    print("\ngoals on the second night: 35 times at five dimensions, 6 times at one")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+        # the library reads everything for each model and dimension anew, and takes about as long for each
+        theirs = [[2 * count * run[clock] for run in runs] for clock in (0, 1)]
+        for clock, unit in enumerate(("s", "CPU s")):
+            figures = {"the library's evaluator": theirs[clock]}
+            for number, way in ((1, "Ratchet, first night"), (2, "Ratchet, second night")):
+                figures[way] = [nights[number, count][clock]]
+            what = f"score two models at {count} dimension{'s' * (count > 1)}{': CPU' * clock}"
+            results += summarise(what, figures, unit=unit, goals={"Ratchet, second night": GOALS[count]})
+    notes = [
+        f"{len(texts.documents):,} documents, {len(texts.queries):,} queries, {torch.get_num_threads()} threads, "
+        f"numeric path {nights[2, 1][3].name}.",
+        f"Of the library's evaluator {len(runs)} runs were measured, times two models and the dimensions.",
+        f"Recall@10 of the base model: {runs[0][2]:.4f} from the library, {nights[2, 1][2]:.4f} from Ratchet.",
+    ]
+    show("encoding", results, chosen, packages=("torch", "sentence-transformers", "transformers"), notes=notes)
     return results
 
 

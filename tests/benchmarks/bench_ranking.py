@@ -6,33 +6,16 @@ all of them. The goal is 1.3 times the bare product, which writes every score to
 
 from __future__ import annotations
 
-import argparse
-import json
-import statistics
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tasks.ranking import metrics, relevant_ranks, summary, truncate
+from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
-GOAL = 1.3
+GOAL = "≤ 1.3 of the first"
 REPETITIONS = 9
-
-
-@dataclass(frozen=True)
-class Result:
-    """One way of scoring: medians over the repetitions, fastest and slowest, and the ratio to the bare product."""
-
-    way: str
-    seconds: float
-    fastest: float
-    slowest: float
-    cpu_seconds: float
-    ratio: float
 
 
 def make_case(queries: int, documents: int, dim: int) -> tuple[np.ndarray, np.ndarray, list[list[int]]]:
@@ -74,28 +57,22 @@ def library(queries: np.ndarray, documents: np.ndarray, relevant: list[list[int]
     return run
 
 
-def measure(ways: dict[str, Callable[[], object]], repetitions: int) -> list[Result]:
-    """Run every way once unmeasured, then all of them in turn, so often."""
-    seconds: dict[str, list[float]] = {way: [] for way in ways}
+def measure(what: str, ways: dict[str, Callable[[], object]], repetitions: int, *, judged: str) -> list[Result]:
+    """Run every way once unmeasured, then all of them in turn, so often; the goal is said of the way `judged`."""
+    wall: dict[str, list[float]] = {way: [] for way in ways}
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(repetitions + 1):
         for way, run in ways.items():
-            wall, process = time.perf_counter(), time.process_time()
+            clock = Clock()
             run()
             if turn:
-                seconds[way].append(time.perf_counter() - wall)
-                cpu[way].append(time.process_time() - process)
-    bare = statistics.median(next(iter(seconds.values())))
+                spent = clock.read()
+                wall[way].append(spent[0])
+                cpu[way].append(spent[1])
+    goals = {judged: GOAL}
     return [
-        Result(
-            way,
-            statistics.median(seconds[way]),
-            min(seconds[way]),
-            max(seconds[way]),
-            statistics.median(cpu[way]),
-            statistics.median(seconds[way]) / bare,
-        )
-        for way in ways
+        *summarise(what, wall, unit="s", goals=goals),
+        *summarise(f"{what}: CPU", cpu, unit="CPU s", goals=goals),
     ]
 
 
@@ -103,13 +80,11 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Measure, print the table, and write it as JSON where asked."""
     import torch
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="500 queries, 5,000 documents, 3 repetitions")
+    parser = arguments(__doc__)
     parser.add_argument("--dim", type=int, default=384, help="dimension of the vectors")
-    parser.add_argument("--json", type=Path, help="also write the results to this file")
-    arguments = parser.parse_args(argv)
-    counts = (500, 5_000) if arguments.quick else (2_000, 20_000)
-    queries, documents, relevant = make_case(*counts, arguments.dim)
+    chosen = parser.parse_args(argv)
+    counts = (500, 5_000) if chosen.quick else (2_000, 20_000)
+    queries, documents, relevant = make_case(*counts, chosen.dim)
     left, right = torch.from_numpy(queries), torch.from_numpy(documents)
     room = torch.empty(counts)
 
@@ -126,17 +101,13 @@ def main(argv: Sequence[str] | None = None) -> list[Result]:
     for name, value in theirs.items():
         assert abs(ours[name] - value) < 1e-9, f"{name}: {ours[name]} beside the library's {value}"
 
-    results = measure(ways, 3 if arguments.quick else REPETITIONS)
-    print(
-        f"{counts[0]:,} queries, {counts[1]:,} documents, {arguments.dim} dimensions, {torch.get_num_threads()} threads"
-    )
-    print(f"Recall@10 {theirs['recall_at_10']:.4f} and NDCG@10 {theirs['ndcg_at_10']:.4f} from both\n")
-    print(f"{'way':40}{'median s':>10}{'fastest':>10}{'slowest':>10}{'CPU s':>10}{'ratio':>8}")
-    for r in results:
-        print(f"{r.way:40}{r.seconds:10.3f}{r.fastest:10.3f}{r.slowest:10.3f}{r.cpu_seconds:10.3f}{r.ratio:8.2f}")
-    print(f"\ngoal: ranks at most {GOAL} times the bare product; measured {results[2].ratio:.2f}")
-    if arguments.json:
-        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=2), encoding="utf-8")
+    what = f"rank {counts[1]:,} documents for {counts[0]:,} queries"
+    results = measure(what, ways, 3 if chosen.quick else REPETITIONS, judged="ranks")
+    notes = [
+        f"{chosen.dim} dimensions, {torch.get_num_threads()} threads.",
+        f"Recall@10 {theirs['recall_at_10']:.4f} and NDCG@10 {theirs['ndcg_at_10']:.4f} from both.",
+    ]
+    show("ranking", results, chosen, packages=("torch", "numpy", "sentence-transformers"), notes=notes)
     return results
 
 

@@ -17,7 +17,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 _GOAL = re.compile(r"(?P<sign>[≥≤]) (?P<figure>[\d.,]+|1/\d+)(?P<first> of the first)?")
@@ -200,7 +200,8 @@ def show(
         notes: one sentence each.
     """
     measured = Measured(
-        results=list(results),
+        # goals are of full sizes: a small run neither meets nor misses them
+        results=[replace(result, goal="") if chosen.quick else result for result in results],
         machine=machine(),
         versions={package: importlib.metadata.version(package) for package in packages},
         at=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M"),
@@ -208,7 +209,7 @@ def show(
         notes=list(notes),
     )
     versions = ", ".join(f"{package} {version}" for package, version in measured.versions.items())
-    sys.stdout.write("\n".join([table(results), "", *notes, f"{measured.machine}, {versions}", ""]))
+    sys.stdout.write("\n".join([table(measured.results), "", *notes, f"{measured.machine}, {versions}", ""]))
     if chosen.json is not None:
         write(chosen.json, read(chosen.json) | {name: measured})
 
