@@ -33,7 +33,7 @@ _PLAIN: Final = "".join(f" | replace({old!r}, {new!r})" for old, new in REPLACEM
 """`tasks.alerts.plain` as Jinja filters, for text that Prefect hands on: no mention, no link, no markup."""
 
 _RUN: Final = "{{ event.resource['prefect.resource.name'] }}"
-_LINK: Final = "Run: {{ event.resource | ui_url }}"
+_LINK: Final = "Run: {{ flow_run | ui_url }}"
 _STATE: Final = "event.payload.validated_state"
 
 
@@ -161,6 +161,49 @@ def find() -> list[Automation]:
     with get_client(sync_client=True) as client:
         found = [one for one in client.read_automations() if one.name.startswith(PREFIX)]
     return sorted(found, key=lambda one: one.name)  # type: ignore[arg-type] # two classes of that name
+
+
+def channels_of(automation: Automation) -> list[str]:
+    """Names of the channels that an automation sends to."""
+    return [_block(document)._block_document_name or str(document) for document in _documents(automation)]
+
+
+def send_test(automation: Automation) -> Iterator[tuple[str, str | None]]:
+    """Send an alert, marked as a test, to each of its channels: the channel's name, and what went wrong if it did.
+
+    Nothing has happened, so the text says when this alert is sent, instead of what happened.
+    """
+    import httpx
+    from prefect.blocks.abstract import NotificationError
+
+    name = automation.name.removeprefix(PREFIX)
+    text = (
+        f"This is a test of the alert {name!r}; nothing has happened. {automation.description} "
+        "What to do then is in docs/alerts.md."
+    )
+    for document in _documents(automation):
+        block = _block(document)
+        try:
+            with block.raise_on_failure():
+                block.notify(body=text, subject=f"[TEST] Ratchet: {name}")
+        except (NotificationError, httpx.HTTPError, httpx.InvalidURL) as error:
+            # the kind alone: the message of an HTTP error holds the address, which is a secret
+            yield block._block_document_name or str(document), type(error).__name__
+        else:
+            yield block._block_document_name or str(document), None
+
+
+def _documents(automation: Automation) -> list[UUID]:
+    from prefect.events.actions import SendNotification
+
+    return [action.block_document_id for action in automation.actions if isinstance(action, SendNotification)]
+
+
+def _block(document: UUID) -> Any:
+    import prefect.blocks.notifications  # noqa: F401 # the classes that documents are loaded as
+    from prefect.blocks.core import Block
+
+    return Block.load_from_ref(document)
 
 
 def _compared(automation: Any) -> dict[str, Any]:

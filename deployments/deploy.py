@@ -39,7 +39,8 @@ def deploy(
     Args:
         settings: What is wanted.
         kind: Type of a work pool that is still missing.
-        environment: Where the secrets of channels, and `RATCHET_CODE`, are looked up.
+        environment: Where the secrets of channels and `RATCHET_CODE` are looked up, and where Prefect's own command
+            looks for the server.
         dry_run: Say what differs, and change nothing.
 
     Raises:
@@ -199,7 +200,7 @@ def register(wanted: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--prefect-file", str(file), "--all"],
             cwd=ROOT,
-            env={**os.environ, "RATCHET_CODE": _code(environment)},
+            env={**os.environ, **environment, "RATCHET_CODE": _code(environment)},
             capture_output=True,
             text=True,
             check=False,

@@ -96,7 +96,7 @@ class Alerts(Parameters):
         60,
         description="Minutes that a run may take from a worker's pick-up to its start (an image may have to be pulled "
         "first) before it counts as crashed.",
-        ge=1,
+        ge=0.2,
         le=1440,
     )
 

@@ -19,7 +19,7 @@ COMMANDS = {
     *("demo", "tour", "try", "convert", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback"),
-    *("quarantine", "doctor"),
+    *("quarantine", "doctor", "alerts"),
 }
 
 

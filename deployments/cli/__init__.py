@@ -16,7 +16,7 @@ import typer
 from rich.markup import escape
 
 from deployments import local
-from deployments.cli import joining, looking, nights, stack, trying, versions, workers
+from deployments.cli import alerts, joining, looking, nights, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -48,6 +48,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
+app.add_typer(alerts.app, name="alerts", rich_help_panel="Look")
 
 
 def main() -> None:

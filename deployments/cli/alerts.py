@@ -1,0 +1,52 @@
+"""Commands on alerts: what is set up, and whether it arrives."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import typer
+from rich.markup import escape
+
+from deployments.cli.common import CliError, StateOption, console, reach_prefect
+
+app: Final = typer.Typer(help="List the alerts that are set up, or send one of each as a test.")
+
+
+@app.callback(invoke_without_command=True)
+def listed(context: typer.Context, state: StateOption = None) -> None:
+    """List the alerts that are set up, or send one of each as a test."""
+    if context.invoked_subcommand is not None:
+        return
+    reach_prefect(state)
+    from deployments import automations
+
+    found = automations.find()
+    if not found:
+        console.print("No alert is set up: name a channel in ratchet.toml, then `ratchet deploy`.")
+    for automation in found:
+        targets = automations.channels_of(automation)
+        off = "" if automation.enabled else ", switched off"
+        name = automation.name.removeprefix(automations.PREFIX)
+        console.print(
+            f"{escape(name):<28} {escape(automation.description)} [dim]({', '.join(targets) or 'no message'}{off})[/]"
+        )
+
+
+@app.command("test")
+def send_tests(state: StateOption = None) -> None:
+    """Send one of each alert, marked as a test, through the channels it is set up with."""
+    reach_prefect(state)
+    from deployments import automations
+
+    failed = sent = 0
+    for automation in automations.find():
+        for channel, error in automations.send_test(automation):
+            sent += 1
+            failed += error is not None
+            mark = "[bold red]failed[/]" if error else "[green]sent[/]  "
+            name = automation.name.removeprefix(automations.PREFIX)
+            console.print(f"{mark}  {escape(name):<12} to {escape(channel)}{': ' + escape(error) if error else ''}")
+    if not sent:
+        raise CliError("no alert has a channel: name one in ratchet.toml, then `ratchet deploy`")
+    if failed:
+        raise CliError(f"{failed} of {sent} test alerts were not taken")

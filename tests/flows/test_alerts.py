@@ -1,0 +1,321 @@
+"""Deploying twice, and every alert on its way from a run to a webhook, with everything real."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import DeploymentFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.events import emit_event
+from prefect.states import Pending, Running, Scheduled, State
+
+from deployments import automations, deploy, local
+from deployments.settings import AlertName, Settings
+from flows.retrain import retrain
+from flows.watch_production import watch_production
+from tasks import alerts, intake, registry, serving
+from tasks.config import Delta, Model, Outcome, Watch
+from tasks.runs import write_outcome
+from tasks.storage import Store
+from tests import tiny_models
+from tests.flows.receiver import Received, Receiver, receiving
+
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+
+SETTINGS = Settings.model_validate({"channels": {"hook": {"kind": "webhook", "secret_env": "HOOK"}}})
+
+
+@pytest.fixture(scope="module")
+def client(on_stack: local.Stack) -> Iterator[SyncPrefectClient]:
+    """The API of the stack's server."""
+    with get_client(sync_client=True) as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def hook(client: SyncPrefectClient, on_stack: local.Stack) -> Iterator[Receiver]:
+    """A receiver that every alert is deployed to; afterwards the stack is as it was."""
+    with receiving() as receiver:
+        deploy.deploy(SETTINGS, environment={**on_stack.environment(), "HOOK": receiver.url})
+        yield receiver
+        deploy.deploy(Settings(), environment=on_stack.environment())
+        client.delete_block_document(_block(client)["id"])
+
+
+def _block(client: SyncPrefectClient, *, secrets: bool = False) -> dict[str, Any]:
+    document = client.read_block_document_by_name("ratchet-hook", "custom-webhook", include_secrets=secrets)
+    return document.model_dump(mode="json")
+
+
+def _standing(client: SyncPrefectClient) -> dict[str, Any]:
+    """Everything on the server that a deployment sets up, with ids and without the times of changes."""
+    ours = client.read_automations()
+    deployments = client.read_deployments(deployment_filter=DeploymentFilter())
+    blocks = client.read_block_documents(include_secrets=True)
+    changing = {"created", "updated", "last_polled", "status", "block_schema", "block_type"}
+    return {
+        "automations": sorted((str(one.id), one.model_dump_json(exclude=changing)) for one in ours),
+        "deployments": sorted(
+            (str(one.id), one.model_dump_json(include={"name", "parameters"})) for one in deployments
+        ),
+        "schedules": sorted(
+            (str(one.id), one.name, schedule.slug, str(schedule.active), schedule.schedule.model_dump_json())
+            for one in deployments
+            for schedule in one.schedules
+        ),
+        "blocks": sorted(f"{one.name} {one.data}" for one in blocks),
+        "pools": sorted((str(pool.id), pool.name, str(pool.type)) for pool in client.read_work_pools()),
+    }
+
+
+def _once(hook: Receiver, wanted: Callable[[Received], bool], seconds: float = 60) -> Received:
+    """The one message that is wanted; another within a moment is an error."""
+    message = hook.wait(wanted, seconds)
+    time.sleep(2)
+    assert hook.count(wanted) == 1, hook.messages
+    return message
+
+
+# --- deploying -------------------------------------------------------------------------------------------
+
+
+def test_deploying_again_changes_nothing_but_what_was_edited(
+    hook: Receiver, client: SyncPrefectClient, on_stack: local.Stack
+) -> None:
+    """Nothing is doubled, what was paused stays paused, and an edited threshold, cron and secret arrive."""
+    environment = {**on_stack.environment(), "HOOK": hook.url}
+    moved = {**environment, "HOOK": hook.url + "/new"}
+    nightly = client.read_deployment_by_name("retrain/nightly")
+    client.update_deployment_schedule(nightly.id, nightly.schedules[0].id, active=False)
+    late = next(one for one in client.read_automations() if one.name == "ratchet: late")
+    client.pause_automation(late.id)
+    before = _standing(client)
+    assert {name for _, name, *_ in before["schedules"]} == {"nightly", "hourly"}
+
+    assert deploy.deploy(SETTINGS, environment=environment) == []
+    assert _standing(client) == before
+
+    edited = Settings.model_validate(
+        {
+            **SETTINGS.model_dump(exclude_defaults=True),
+            "alerts": {"late_minutes": 45},
+            "schedule": {"cron": "0 4 * * *", "timezone": "Europe/Berlin"},
+            "watch": {"max_nights": 7},
+        }
+    )
+    said = deploy.deploy(edited, environment=moved, dry_run=True)
+    assert _standing(client) == before
+    for line in (
+        "deployment retrain/nightly: schedules.nightly.cron: 30 3 * * * -> 0 4 * * *",
+        "deployment watch-production/hourly: parameters.watch: nothing -> {'max_nights': 7}",
+        "automation 'ratchet: late': trigger.within: 0:30:00 -> 0:45:00",
+        "block ratchet-hook: secrets changes",
+    ):
+        assert line in said
+    assert deploy.deploy(edited, environment=moved) == said
+    after = _standing(client)
+    ids = {what: [one[0] for one in found] for what, found in before.items() if what != "blocks"}
+    assert {what: [one[0] for one in found] for what, found in after.items() if what != "blocks"} == ids
+    nightly = client.read_deployment_by_name("retrain/nightly")
+    (schedule,) = nightly.schedules
+    assert (schedule.active, schedule.schedule.cron, schedule.schedule.timezone) == (
+        False,
+        "0 4 * * *",
+        "Europe/Berlin",
+    )
+    (late,) = [one for one in client.read_automations() if one.name == "ratchet: late"]
+    assert (late.enabled, late.trigger.within) == (False, timedelta(minutes=45))
+    assert _block(client, secrets=True)["data"]["secrets"]["address"] == hook.url + "/new"
+
+    client.resume_automation(late.id)
+    client.update_deployment_schedule(nightly.id, schedule.id, active=True)
+    deploy.deploy(SETTINGS, environment=environment)
+
+
+def test_no_secret_is_seen_and_none_means_nothing_is_changed(hook: Receiver, client: SyncPrefectClient) -> None:
+    """The address is in the block alone, and hidden there; a channel without its secret stops before any change."""
+    assert "a-secret-path" not in json.dumps(_block(client))
+    before = _standing(client)
+    assert "a-secret-path" not in json.dumps([before["automations"], before["deployments"]])
+    assert deploy.deploy(SETTINGS, environment={}, dry_run=True) == []  # the block that is there is kept
+    other = Settings.model_validate({"channels": {"new": {"kind": "slack", "secret_env": "NOT_SET"}}})
+    with pytest.raises(deploy.DeployError, match="channel new: the environment variable NOT_SET is not set"):
+        deploy.deploy(other, environment={})
+    teams = Settings.model_validate({"channels": {"new": {"kind": "teams", "secret_env": "TEAMS"}}})
+    with pytest.raises(deploy.DeployError, match="not what a Microsoft Teams Webhook takes") as raised:
+        deploy.deploy(teams, environment={"TEAMS": "https://example.com/hunter2"})
+    assert "hunter2" not in str(raised.value)
+    assert _standing(client) == before
+
+
+def test_a_test_alert_of_each_kind_arrives(hook: Receiver) -> None:
+    """Marked as a test, one for every alert that there is."""
+    sent = [result for one in automations.find() for result in automations.send_test(one)]
+    assert [error for _, error in sent if error] == []
+    for name in get_args(AlertName):
+        message = _once_quickly(hook, f"[TEST] Ratchet: {name}")
+        assert "nothing has happened" in message.body
+
+
+def _once_quickly(hook: Receiver, subject: str) -> Received:
+    (message,) = [one for one in hook.messages if one.subject == subject]
+    return message
+
+
+# --- what runs tell themselves ---------------------------------------------------------------------------
+
+
+def test_a_regression_is_told_once_with_its_text(hook: Receiver, on_stack: local.Stack) -> None:
+    """Announced twice, as after a retry: one message, and it is the text that was composed, to the letter."""
+    run = uuid.uuid4().hex
+    outcome = Outcome(
+        run_id=run,
+        verdict="regressed",
+        reasons=["worse"],
+        commit=3,
+        candidate=Model(version="c" * 16, scores={"recall_at_10": 0.7, "mrr": 0.5}),
+        production=Model(version="p" * 16, scores={"recall_at_10": 0.8, "mrr": 0.6}),
+        deltas={name: Delta(value=-0.1, low=-0.15, high=-0.05, confidence=0.99) for name in ("recall_at_10", "mrr")},
+        production_after="p" * 16,
+    )
+    evidence = alerts.Evidence(
+        slices=[("<!channel> {{ address }}", 40, {"mrr": -0.2})],
+        queries=[alerts.Fallen("<https://evil.example|click> `{{ address }}` {% raw %} \u202e", 0.5, 0.0)],
+        objects=[("pairs/dt=1/a.jsonl", 10, 1)],
+    )
+    for _ in range(2):
+        alerts.announce_outcome(on_stack.store("x"), outcome, evidence, "http://127.0.0.1/runs/1")
+    expected = alerts.message(outcome, evidence, "http://127.0.0.1/runs/1")
+    message = _once(hook, lambda one: run in one.body or one.subject == expected.title)
+    assert (message.subject, message.body) == (expected.title, expected.text)
+    assert "a-secret-path" not in message.body
+
+
+def test_blocked_data_is_told(hook: Receiver, night_store: Store) -> None:
+    """A real night in which too many rows were rejected."""
+    rows = (json.dumps({"query": f"part {i}", "document": f"made of iron {i}"}).encode() + b"\n" for i in range(150))
+    night_store.put("pairs/a.jsonl", b"".join(rows) + b'{"query": "", "document": "x"}\n' * 100)
+    outcome = retrain(store=night_store.url)
+    assert outcome.verdict == "blocked"
+    message = _once(hook, lambda one: outcome.run_id in one.body)
+    assert message.subject == "Ratchet: the data checks stopped the night"
+    assert "0.4" in message.body or "40" in message.body
+    assert outcome.report is not None
+    assert outcome.report in message.body
+
+
+def test_a_failed_run_is_told(hook: Receiver, night_store: Store) -> None:
+    """A corrupt pointer: what the run died of, made plain, and where to look."""
+    night_store.put("production.json", b'{"version": "\xff')
+    with pytest.raises(registry.RegistryError):
+        retrain(store=night_store.url)
+    message = _once(hook, lambda one: night_store.url.rpartition("/")[2] in one.body)
+    assert message.subject.startswith("Ratchet: run ")
+    assert message.subject.endswith(" failed")
+    assert "production.json is not valid" in message.body
+    assert "s3://" not in message.body  # an address from outside is no link
+    assert "/runs/flow-run/" in message.body
+
+
+def test_drift_and_standstill_are_told_once(hook: Receiver, night_store: Store, tmp_path: Path) -> None:
+    """Two of three windows are below; the watch that looks again tells nothing again, and production is untouched."""
+
+    def pairs(first: int) -> bytes:
+        rows = ({"query": f"where is part {i}", "document": f"shelf {i}"} for i in range(first, first + 30))
+        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+    run = "20261101T033000Z-00000000"
+    night_store.put("pairs/a.jsonl", pairs(0))
+    night_store.put(f"runs/{run}/intake.json", b'{"commit": %d}' % intake.take_in(night_store, writer=run).commit)
+    folder = tiny_models.save(tmp_path)
+    version = registry.publish(night_store, folder, serving.describe(folder, ()))
+    scores = {"recall_at_10": 1.0, "mrr": 1.0}
+    registry.promote(night_store, version, None, run_id=run, who="test", reason="test", scores=scores)
+    before = night_store.get("production.json").body
+    held = Outcome(run_id="29991231T235959Z-00000000", verdict="held", reasons=[], commit=1)
+    write_outcome(night_store, held)
+
+    rule = Watch(min_queries=10, max_nights=1)
+    for place, drifted in ((1, False), (2, True), (3, True)):
+        night_store.put(f"pairs/{place}.jsonl", pairs(100 * place))
+        seen = watch_production(store=night_store.url, watch=rule)
+        assert (seen["drifted_since"] is not None) == drifted, seen
+    drift = _once(hook, lambda one: one.subject == "Ratchet: production has drifted")
+    assert version in drift.body
+    assert "commits 2 to 2, 30 queries: Recall@10 1.000 -> 0." in drift.body
+    assert "commits 3 to 3" in drift.body
+    stale = _once(hook, lambda one: one.subject == "Ratchet: production has not moved")
+    assert "No promotion for 1 nights" in stale.body
+    assert night_store.get("production.json").body == before
+
+
+def test_a_watch_of_nothing_says_so(night_store: Store) -> None:
+    """An empty store: nothing serves, nothing fails."""
+    seen = watch_production(store=night_store.url)
+    assert (seen["version"], seen["windows"]) == (None, [])
+    assert "Nothing is in production" in seen["says"]
+
+
+# --- what only the server can tell -----------------------------------------------------------------------
+
+
+def _run(client: SyncPrefectClient, state: State[Any]) -> FlowRun:
+    """A run of retrain/nightly that no worker takes up, since it is due tomorrow."""
+    nightly = client.read_deployment_by_name("retrain/nightly")
+    due = Scheduled(scheduled_time=datetime.now(UTC) + timedelta(days=1))
+    run = client.create_flow_run_from_deployment(nightly.id, state=due)
+    client.set_flow_run_state(run.id, state, force=True)
+    return run
+
+
+def test_what_does_not_happen_is_told(hook: Receiver, client: SyncPrefectClient) -> None:
+    """A late night, no completed night, a run that never begins, one that fell silent: with waits of some seconds."""
+    waits = {"late_minutes": 0.2, "missing_hours": 0.004, "heartbeat_minutes": 0.2, "pending_minutes": 0.2}
+    # past the bounds, which are for people
+    quick = SETTINGS.model_copy(update={"alerts": SETTINGS.alerts.model_copy(update=waits)})
+    document = {"hook": uuid.UUID(_block(client)["id"])}
+    automations.apply(quick, document)
+    time.sleep(3)  # until the server has taken notice
+    late_state: State[Any] = State(type=StateType.SCHEDULED, name="Late")
+    late_state.state_details.scheduled_time = datetime.now(UTC) + timedelta(days=1)
+    late = _run(client, late_state)
+    pending, silent = _run(client, Pending()), _run(client, Running())
+    flow = {"id": f"prefect.flow.{silent.flow_id}", "role": "flow", "name": "retrain"}
+    emit_event(
+        "prefect.flow-run.heartbeat",
+        resource={"prefect.resource.id": f"prefect.flow-run.{silent.id}", "prefect.resource.name": silent.name},
+        related=[{f"prefect.resource.{label}": value for label, value in flow.items()}],
+    )
+    missing = hook.wait(lambda one: one.subject == "Ratchet: no night has completed")
+    assert "No run of retrain/nightly has completed for 14 seconds" in missing.body
+    for run, words in (
+        (late, f"Run {late.name} was due and has not started for 12 seconds."),
+        (pending, "The run is picked up by a worker and does not start within 12 seconds: its process is gone."),
+        (silent, "The run gives no sign of life for 12 seconds: its process is gone."),
+    ):
+        message = _once(hook, lambda one, run=run: run.name in one.subject + one.body)  # type: ignore[misc]
+        assert words in message.body
+        assert str(run.id) in message.body
+    assert [client.read_flow_run(run.id).state_name for run in (pending, silent)] == ["Crashed", "Crashed"]
+    client.delete_flow_run(late.id)
+    automations.apply(SETTINGS, document)
+
+
+def test_a_gpu_pool_without_a_worker_is_told(hook: Receiver, client: SyncPrefectClient) -> None:
+    """The event as Prefect emits it; for another pool there is no alert."""
+    for name in ("cpu", "gpu"):
+        pool = client.read_work_pool(name)
+        emit_event(
+            "prefect.work-pool.not-ready",
+            resource={"prefect.resource.id": f"prefect.work-pool.{pool.id}", "prefect.resource.name": name},
+        )
+    message = _once(hook, lambda one: one.subject.startswith("Ratchet: no worker"))
+    assert message.subject == "Ratchet: no worker on pool gpu"
