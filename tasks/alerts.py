@@ -4,14 +4,15 @@ The id of every event is derived from what it tells, so a step that is retried, 
 tells the same event again instead of a second one: the server acts on an id once.
 
 The texts go to Slack, Teams, PagerDuty, mail and webhooks alike, so they use no markup of any of them, and what comes
-from data (queries, names of slices and objects) is made plain first.
+from data (queries, names of slices and objects) is made plain first. They hold no angle bracket at all: what sends to
+Slack takes `!channel|anything up to a bracket` for a mention, wherever the bracket stands.
 """
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
@@ -21,6 +22,7 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from tasks.config import Delta, Model, Outcome
+from tasks.evidence import Evidence
 from tasks.fresh import Seen
 
 LONGEST: Final = 3_000
@@ -29,6 +31,7 @@ LONGEST: Final = 3_000
 REPLACEMENTS: Final = (
     ("<", "("), (">", ")"),  # Slack's mentions and links
     ("[", "("), ("]", ")"),  # Markdown's links
+    ("|", "/"),  # the rest of them
     ("`", "'"),  # the end of the code span that quotes are in
     ("{", "("), ("}", ")"),  # placeholders of the webhook's template
     ("@", "@\u200b"), ("://", ":\u200b//"),  # mentions and addresses that are made links without any markup
@@ -36,29 +39,6 @@ REPLACEMENTS: Final = (
 """What makes a text from outside plain in every channel; nothing in it can then notify, link or hide anything."""
 
 _LONGEST_QUOTE: Final = 120
-
-
-@dataclass(frozen=True)
-class Fallen:
-    """A query that the candidate answers worse: the rank of its first relevant document, 1/MRR, before and after."""
-
-    query: str
-    before: float
-    after: float
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What is told of a night besides its outcome; empty where it could not be read."""
-
-    slices: Sequence[tuple[str, int, Mapping[str, float]]] = ()
-    """The slices that fell most: name, number of queries, and the difference by metric."""
-    queries: Sequence[Fallen] = ()
-    """The queries that fell most."""
-    since: str | None = None
-    """The last night whose model was not worse; None: there was none."""
-    objects: Sequence[tuple[str, int, int]] = ()
-    """What was taken in since: key, rows accepted, rows rejected."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +111,7 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
     if evidence.queries:
         text.add("Worst queries, with the rank of the first right document:")
     for fallen in evidence.queries:
-        text.add(f"- {quote(fallen.query)}: {_rank(fallen.before)} -> {_rank(fallen.after)}")
+        text.add(f"- {quote(fallen.query)}: {_rank(fallen.before)}, now {_rank(fallen.after)}")
     accepted = sum(rows for _, rows, _ in evidence.objects)
     rejected = sum(bad for _, _, bad in evidence.objects)
     if evidence.objects:
@@ -160,7 +140,7 @@ def _compared(label: str, before: float | None, after: float | None, delta: Delt
     if before is None or after is None or delta is None:
         return f"{label}: not known."
     return (
-        f"{label}: {before:.3f} -> {after:.3f}, {100 * delta.value:+.1f} points "
+        f"{label}: {before:.3f} to {after:.3f}, {100 * delta.value:+.1f} points "
         f"({100 * delta.low:+.1f} to {100 * delta.high:+.1f} with {100 * delta.confidence:.4g}% confidence each)"
     )
 
@@ -199,7 +179,7 @@ def news(seen: Seen) -> list[News]:
         for window in seen.windows:
             surely = f"; surely lower: {', '.join(map(_label, window.below))}" if window.below else ""
             figures = (
-                f"{_label(name)} {window.promoted[name]:.3f} -> {window.scores[name]:.3f}"
+                f"{_label(name)} {window.promoted[name]:.3f} to {window.scores[name]:.3f}"
                 for name in ("recall_at_10", "mrr")
             )
             lines.append(

@@ -24,7 +24,8 @@ from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from tqdm import tqdm
 
-from tasks import alerts, fresh, night
+from tasks import alerts, evidence, fresh, night
+from tasks.commit_log import LogError
 from tasks.config import Checks, Gate, Model, Outcome, Training, Watch
 from tasks.storage import Store, StoreError
 
@@ -151,9 +152,20 @@ def conclude(store: str, outcome: Outcome) -> Outcome:
     opened = Store.open(store)
     outcome, page = night.conclude(opened, outcome)
     create_markdown_artifact(page, key="report", description=f"{outcome.verdict}: {outcome.run_id}")
-    alerts.announce_outcome(opened.url, outcome)
+    alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
     get_run_logger().info("%s: %s", outcome.verdict, " ".join(outcome.reasons))
     return outcome
+
+
+def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:
+    """What an alert tells besides the outcome; nothing, rather than no alert, where it cannot be read."""
+    if outcome.verdict != "regressed":
+        return evidence.Evidence()
+    try:
+        return evidence.gather(store, outcome)
+    except (StoreError, LogError, ValueError, KeyError):
+        get_run_logger().exception("the alert goes without its evidence")
+        return evidence.Evidence()
 
 
 @task(name="roll back", **_STEP)

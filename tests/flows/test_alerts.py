@@ -23,6 +23,7 @@ from flows.retrain import retrain
 from flows.watch_production import watch_production
 from tasks import alerts, intake, registry, serving
 from tasks.config import Delta, Model, Outcome, Watch
+from tasks.evidence import Evidence, Fallen
 from tasks.runs import write_outcome
 from tasks.storage import Store
 from tests import tiny_models
@@ -186,9 +187,9 @@ def test_a_regression_is_told_once_with_its_text(hook: Receiver, on_stack: local
         deltas={name: Delta(value=-0.1, low=-0.15, high=-0.05, confidence=0.99) for name in ("recall_at_10", "mrr")},
         production_after="p" * 16,
     )
-    evidence = alerts.Evidence(
+    evidence = Evidence(
         slices=[("<!channel> {{ address }}", 40, {"mrr": -0.2})],
-        queries=[alerts.Fallen("<https://evil.example|click> `{{ address }}` {% raw %} \u202e", 0.5, 0.0)],
+        queries=[Fallen("<https://evil.example|click> `{{ address }}` {% raw %} \u202e", 0.5, 0.0)],
         objects=[("pairs/dt=1/a.jsonl", 10, 1)],
     )
     for _ in range(2):
@@ -250,7 +251,7 @@ def test_drift_and_standstill_are_told_once(hook: Receiver, night_store: Store, 
         assert (seen["drifted_since"] is not None) == drifted, seen
     drift = _once(hook, lambda one: one.subject == "Ratchet: production has drifted")
     assert version in drift.body
-    assert "commits 2 to 2, 30 queries: Recall@10 1.000 -> 0." in drift.body
+    assert "commits 2 to 2, 30 queries: Recall@10 1.000 to 0." in drift.body
     assert "commits 3 to 3" in drift.body
     stale = _once(hook, lambda one: one.subject == "Ratchet: production has not moved")
     assert "No promotion for 1 nights" in stale.body
