@@ -33,6 +33,8 @@ class Finding:
     name: str
     sound: bool
     text: str
+    advice: bool = False
+    """Sound enough for a night, and yet better changed."""
 
 
 def examine(store: str | None, base_model: str = BUNDLED_MODEL) -> Iterator[Finding]:
@@ -62,7 +64,7 @@ def versions(installed: Callable[[str], str]) -> Iterator[Finding]:
 
 
 def examine_store(url: str) -> Iterator[Finding]:
-    """Whether the store can be listed and written, and keeps its promise on conditional writes."""
+    """Whether the store can be listed and written, keeps its promise on conditional writes, and grants no more."""
     try:
         store = Store.open(url)
         next(store.entries("pairs/"), None)
@@ -79,6 +81,20 @@ def examine_store(url: str) -> Iterator[Finding]:
         if not problems
         else f"{'; '.join(problems)}. Nothing can be promoted safely there: use another S3 server or proxy",
     )
+    if not problems:
+        yield _rights(store)
+
+
+def _rights(store: Store) -> Finding:
+    """What the credentials may do that no night needs: harmless until they are stolen, or a program errs."""
+    try:
+        more = store.excess()
+    except StoreError as error:
+        return Finding("store, rights", False, str(error))
+    if not more:
+        return Finding("store, rights", True, "no more than a night needs, as far as can be tried without harm")
+    text = f"the credentials may also {', '.join(more)}; deployments/iam/trainer.json grants what a night needs"
+    return Finding("store, rights", True, text, advice=True)
 
 
 def examine_prefect() -> Finding:

@@ -319,6 +319,44 @@ class Store:
             self.delete([key])
         return problems
 
+    def excess(self) -> list[str]:
+        """What these credentials may do that no night needs, in words; empty when they are as narrow as they can be.
+
+        Nothing is changed to find out: a write is tried under an ETag that no object has, a deletion on a key that no
+        object has, a read on a key outside the prefix that no object has. Whoever may not is refused with 403 before
+        that is looked at. To be asked only where `probe` found nothing wrong.
+        """
+        name = f".ratchet-probe-{secrets.token_hex(8)}"
+
+        def writes(key: str) -> object:
+            return self._client.put_object(Bucket=self.bucket, Key=key, Body=b"", IfMatch='"never"')
+
+        def deletes(key: str) -> object:
+            return self._client.delete_object(Bucket=self.bucket, Key=key)
+
+        def reads(key: str) -> object:
+            return self._client.get_object(Bucket=self.bucket, Key=key)
+
+        found = []
+        for folder in ("pairs/", "golden/", "corpus/"):
+            found += [f"write to {folder}"] * self._may(writes, f"{self.prefix}{folder}{name}")
+        for folder in ("pairs/", "golden/", "corpus/", "log/", "batches/", "promotions/"):
+            found += [f"remove from {folder}"] * self._may(deletes, f"{self.prefix}{folder}{name}")
+        if self.prefix:
+            found += ["read outside the prefix"] * self._may(reads, name)
+            found += ["write outside the prefix"] * self._may(writes, name)
+        return found
+
+    def _may(self, operation: Callable[[str], object], key: str) -> bool:
+        """Whether the operation on the key fails for another reason than missing rights, or does not fail."""
+        try:
+            operation(key)
+        except ClientError as error:
+            return _status(error) != 403
+        except BotoCoreError as error:
+            raise StoreError(f"cannot try what is allowed under {self.url}: {error}") from error
+        return True
+
 
 def _reader(session: boto3.session.Session, client: S3Client, bucket: str, certificates: str | None) -> S3Store | None:
     """An obstore client with the settings of a boto3 client: endpoint, region, profile or role, certificates.

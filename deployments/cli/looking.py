@@ -32,7 +32,7 @@ def doctor(
     named = store_url(stack, store)
     sound = True
     for finding in examination.examine(named, base_model):
-        mark = "[green]ok[/]  " if finding.sound else "[bold red]MEND[/]"
+        mark = "[bold red]MEND[/]" if not finding.sound else "[yellow]note[/]" if finding.advice else "[green]ok[/]  "
         console.print(f"{mark}  {finding.name:<26} {escape(finding.text)}")
         sound = sound and finding.sound
     if not sound:

@@ -54,7 +54,9 @@ def summary(found: Mapping[str, Measured]) -> str:
     """One table of all figures, with the goals that were met and the machine."""
     results = [result for _, one in _ordered(found) for result in one.results]
     goals = [result for result in results if result.met is not None]
-    lines = [report.table(results), "", f"{sum(bool(r.met) for r in goals)} of {len(goals)} goals are met."]
+    lines = [report.table(results), ""]
+    if goals:
+        lines.append(f"{sum(bool(result.met) for result in goals)} of {len(goals)} goals are met.")
     lines += [f"{name}: {_where(one)}" for name, one in _ordered(found)]
     return "\n".join(lines)
 

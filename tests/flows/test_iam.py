@@ -205,6 +205,18 @@ def test_no_role_sees_the_neighbours(roles: dict[str, Store], role: str) -> None
             list(neighbours.entries("pairs/"))
 
 
+def test_the_doctor_tells_rights_that_no_night_needs(roles: dict[str, Store]) -> None:
+    """The trainer's are just enough; the owner's and, of what it may, the labeller's are named; nothing is changed."""
+    before = _keys(roles["owner"])
+    assert roles["trainer"].excess() == []
+    assert roles["labeller"].excess() == ["write to pairs/", "write to golden/", "write to corpus/"]
+    assert roles["consumer"].excess() == []
+    owners = roles["owner"].excess()
+    assert {"write to pairs/", "remove from log/", "remove from promotions/"} <= set(owners)
+    assert {"read outside the prefix", "write outside the prefix"} <= set(owners)
+    assert _keys(roles["owner"]) == before
+
+
 def test_the_trainer_does_everything_a_night_writes(roles: dict[str, Store], tmp_path: Path) -> None:
     """Intake, checkpoints, publishing, promotion, rollback, retention, and the probe of conditional writes."""
     trainer = roles["trainer"]
