@@ -68,7 +68,7 @@ def _where(one: Measured) -> str:
 
 def render(found: Mapping[str, Measured]) -> str:
     """The page as Markdown."""
-    parts = [INTRODUCTION]
+    parts = [INTRODUCTION] if found else [INTRODUCTION, "Nothing has been published yet.\n"]
     for name, one in _ordered(found):
         subject = SUBJECTS.get(name, name)
         parts.append(f"## {subject}\n\n![{subject}: {_alternative(one.results)}]({plot_path(name).name})\n")
@@ -107,7 +107,7 @@ def plot(results: Sequence[Result]) -> str:
         axes = figure.subplots(len(groups), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
         for ax, rows in zip(axes, groups, strict=True):
             places = range(len(rows))
-            longest = max(row.highest for row in rows) or 1
+            longest = 100 if rows[0].unit == "%" else max(row.highest for row in rows) or 1
             ax.barh(places, [r.median for r in rows], color=[_COLOURS[i % len(_COLOURS)] for i in places], height=0.7)
             ax.hlines(places, [r.lowest for r in rows], [r.highest for r in rows], color=_INK, linewidth=1.2)
             for place, row in enumerate(rows):
