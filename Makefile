@@ -8,7 +8,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := .venv/.ready
 RUN := .venv/bin/python -m
 
-.PHONY: help demo tour up test test-all lint bench bench-quick lock clean
+.PHONY: help demo tour up test test-all lint bench bench-quick screenshots lock clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -38,6 +38,9 @@ bench: $(READY) ## Measure at full size, and compare side by side; BENCH="intake
 
 bench-quick: $(READY) ## Measure small: does every benchmark still run
 	$(RUN) tests.benchmarks --quick
+
+screenshots: $(READY) ## Make the pictures of the documentation anew; needs Chromium
+	$(RUN) tests.screenshots
 
 lock: ## Find out anew which versions go together, and write requirements.lock
 	PYTHON="$(PYTHON)" deployments/lock

@@ -102,6 +102,8 @@ def night_measures(rows: pa.Table, labels: Frame, *, rejected: int, since: int) 
         "rejected_share": rejected / (count + rejected) if count + rejected else 0.0,
         "query_length_drift": _drift(labels.columns["query_chars"], fresh, pairs & ~fresh),
         "document_length_drift": _drift(labels.columns["document_chars"], fresh, pairs & ~fresh),
+        **_lengths("query", labels.columns["query_chars"]),
+        **_lengths("document", labels.columns["document_chars"]),
     }
 
 
@@ -165,6 +167,16 @@ def _negative_is_document(batch: pa.RecordBatch) -> Column:
 def _same(left: Column, right: Column) -> Column:
     """Whether two texts are equal up to white space around them; false where one is missing."""
     return pc.fill_null(pc.equal(pc.utf8_trim_whitespace(left), pc.utf8_trim_whitespace(right)), False)
+
+
+def _lengths(name: str, lengths: Column) -> dict[str, float | None]:
+    """Median and 95th percentile of the lengths in characters, for the report; None where there is no text."""
+    values = lengths.to_numpy()
+    values = values[~np.isnan(values)]
+    return {
+        f"{name}_chars_{label}": float(np.quantile(values, share)) if len(values) else None
+        for label, share in (("median", 0.5), ("p95", 0.95))
+    }
 
 
 def _drift(lengths: Column, fresh: Flags, older: Flags) -> float | None:

@@ -91,7 +91,8 @@ def _until_verdict(
 ) -> Outcome:
     store, run_id = night.store, night.run.run_id
     with night.step("begin"):
-        begun = steps.begin(store, run_id)
+        groups = {"training": training, "gate": gate, "checks": checks}
+        begun = steps.begin(store, run_id, {name: group.model_dump(mode="json") for name, group in groups.items()})
         night.learn(production_before=begun["version"], production_after=begun["version"])
 
     with night.step("intake"):

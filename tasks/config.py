@@ -269,6 +269,8 @@ class Outcome(BaseModel):
     counts: dict[str, int] = Field(default_factory=dict)
     candidate: Model | None = None
     production: Model | None = None
+    base: Model | None = None
+    """The base model on the same test set, where production is another one."""
     deltas: dict[str, Delta] = Field(default_factory=dict)
     production_before: str | None = None
     production_after: str | None = None

@@ -8,7 +8,7 @@ that needs them: a night with nothing new loads none of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from pydantic_core import to_json
 
-from tasks import report, runs
+from tasks import material, report, runs
 from tasks.config import Checks, Gate, Model, Outcome, Training
 from tasks.storage import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tasks.charts import Chart
     from tasks.dataset import Dataset
     from tasks.encoding import ModelEncoder
     from tasks.registry import Change
@@ -33,14 +34,26 @@ if TYPE_CHECKING:
 _CHECKPOINTS: Final = "checkpoints/"
 _PUBLISHING: Final = 600.0
 """Seconds within which the node that leads a training has saved and published what came of it."""
+_JUDGED: Final = ("candidate", "production")
+_SHOWN: Final = 5
+"""Queries of each kind, gained and lost, that the report shows with what they returned."""
+
+_CUT: Final = 300
+"""Characters of a query that are shown."""
 
 Progress = Callable[[int, int], None]
 """Called with how much of how much is done."""
 
 
-def begin(store: Store, run_id: str) -> dict[str, Any]:
-    """Complete an interrupted promotion, and note what serves and which commit the last night concluded on."""
+def begin(store: Store, run_id: str, parameters: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Complete an interrupted promotion, and note what serves and which commit the last night concluded on.
+
+    `parameters` are the run's settings by group, kept for its report.
+    """
     from tasks.registry import settle
+
+    if parameters:
+        runs.once(store, f"runs/{run_id}/parameters.json", lambda: dict(parameters))
 
     production = settle(store)  # at every attempt: also at one after a crash between pointer and ledger
 
@@ -197,7 +210,9 @@ def score(
 
     def scored() -> dict[str, Any]:
         data = _dataset(store, commit)
-        versions = {scoring.CANDIDATE: candidate, scoring.PRODUCTION: production}
+        versions: dict[str, str | None] = {scoring.CANDIDATE: candidate, scoring.PRODUCTION: production}
+        if production is not None:  # where production started: its vectors are in the cache since it was the baseline
+            versions[scoring.BASE] = None
         folders = {side: _model(store, version, training.base_model, work) for side, version in versions.items()}
         # one numeric path for both: a rounding that only one side has would be a difference between them
         texts = [*data.test.queries, *data.documents]
@@ -211,8 +226,10 @@ def score(
             )
             for side, encoder in encoders.items()
         }
-        store.put(f"runs/{run_id}/per_query.parquet", scoring.per_query_table(data.test, sides))
+        table = scoring.per_query_table(data.test, {side: sides[side] for side in _JUDGED})
+        store.put(f"runs/{run_id}/per_query.parquet", table)
         return {
+            "moved": _moved(table, data, {side: _cached(store, encoders[side], work) for side in _JUDGED}),
             "counts": {**data.counts, "excluded": data.test.excluded},
             "serving": serving.check_serving(
                 store,
@@ -249,8 +266,7 @@ def judge(store: Store, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]
         return {"verdict": checks.verdict, "reasons": list(checks.reasons), "facts": {}}
     found, trained = _result(store, run_id, "scores"), _result(store, run_id, "train")
     table = store.get(f"runs/{run_id}/per_query.parquet").body
-    sides = (scoring.CANDIDATE, scoring.PRODUCTION)
-    candidate, production = (scoring.read_side(table, side, found[side]["fingerprint"]) for side in sides)
+    candidate, production = (scoring.read_side(table, side, found[side]["fingerprint"]) for side in _JUDGED)
     decision = decide(candidate, production, gate)
     store.put(f"runs/{run_id}/decision.json", to_json(decision, indent=2))
     verdict, reasons = decision.verdict, list(decision.reasons)
@@ -264,8 +280,13 @@ def judge(store: Store, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]
         supported=_result(store, run_id, "checks")["supported_languages"],
         rule=rule,
     )
-    facts = {
-        **{side: Model(version=found[side]["version"], scores=found[side]["scores"]) for side in sides},
+    models: dict[str, Any] = {
+        side: Model(version=found[side]["version"], scores=found[side]["scores"])
+        for side in (*_JUDGED, scoring.BASE)
+        if side in found
+    }
+    facts: dict[str, Any] = {
+        **models,
         "deltas": decision.deltas,
         "guidance": guidance.text,
         "cost": {"training_seconds": trained["seconds"], "dollars": trained["dollars"]},
@@ -291,23 +312,19 @@ def promote(
     return change, f"Version {version} serves since {change.at:%Y-%m-%d %H:%M} UTC, as change {change.promotion}."
 
 
-def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str]:
-    """Write the report and the outcome; returns the outcome as written, and the report as Markdown.
+def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]:
+    """Write the report and the outcome; returns the outcome as written, the report as Markdown, and its charts.
 
     After a verdict the training's checkpoints are of no more use; after a failure the next attempt needs them.
     """
     folder = f"runs/{outcome.run_id}"
     outcome = outcome.model_copy(update={"report": store.uri(f"{folder}/report.html")})
-    scores = _find(store, f"{folder}/scores.json")
-    material = report.Material(
-        checks=(_find(store, f"{folder}/leaks.json") or _find(store, f"{folder}/checks.json")).get("table", ()),
-        by_dimension={side: scores[side]["by_dimension"] for side in ("candidate", "production") if side in scores},
-    )
-    store.put(f"{folder}/report.html", report.html(outcome, material).encode())
+    found = material.gather(store, outcome)
+    store.put(f"{folder}/report.html", report.html(outcome, found).encode())
     runs.write_outcome(store, outcome)
     if outcome.verdict != "failed":
         store.delete([entry.key for entry in store.entries(f"{folder}/{_CHECKPOINTS}")])
-    return outcome, report.markdown(outcome, material)
+    return outcome, report.markdown(outcome, found), report.charts_of(outcome, found)
 
 
 # --- what several steps need ---------------------------------------------------------------------------------
@@ -349,6 +366,28 @@ def _awaited(store: Store, key: str, seconds: float) -> dict[str, Any]:
             raise TimeoutError(f"{store.uri(key)} has not been written in {seconds:g} s by the machine that should")
         time.sleep(1)
     return found
+
+
+def _moved(per_query: bytes, data: Dataset, encoders: Mapping[str, CachedEncoder]) -> dict[str, Any]:
+    """The queries that lost and gained most, and what each returned with production and with the candidate."""
+    from tasks import movers, scoring
+
+    lost, gained = movers.moved(per_query, _SHOWN)
+    place = {query: row for row, query in enumerate(data.test.queries)}
+    rows = [place[found.query] for found in (*lost, *gained)]
+    shown = {side: scoring.returned(data.test, data.documents, encoder, rows) for side, encoder in encoders.items()}
+    described = [
+        {
+            "query": found.query[:_CUT],
+            "slice": found.slice,
+            "before": {name: found.before[name] for name in ("recall_at_10", "mrr")},
+            "after": {name: found.after[name] for name in ("recall_at_10", "mrr")},
+            "returned_before": before,
+            "returned_after": after,
+        }
+        for found, before, after in zip((*lost, *gained), shown["production"], shown["candidate"], strict=True)
+    ]
+    return {"lost": described[: len(lost)], "gained": described[len(lost) :]}
 
 
 def _model(store: Store, version: str | None, base_model: str, work: Path) -> Path:

@@ -178,6 +178,25 @@ def summary(per_query: Mapping[str, Floats]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in per_query.items()}
 
 
+def nearest(queries: Floats, documents: Floats, k: int) -> NDArray[np.int64]:
+    """The k documents most similar to each query by cosine, the nearest first, equal ones in their order; (n_q, k).
+
+    For showing what a few queries return: metrics come from `relevant_ranks`, which needs no list of documents.
+    Fewer than k documents give as many columns. Reads the documents in blocks.
+    """
+    left = _unit(queries, _norms(queries, "queries")).numpy()
+    scores = np.empty((len(left), 0), np.float32)
+    places = np.empty((len(left), 0), np.int64)
+    for start in range(0, len(documents), _DOCUMENT_BLOCK):
+        block = np.asarray(documents[start : start + _DOCUMENT_BLOCK])
+        found = left @ _unit(block, _norms(block, "documents")).numpy().T
+        scores = np.concatenate([scores, found], axis=1)
+        places = np.concatenate([places, np.broadcast_to(np.arange(start, start + len(block)), found.shape)], axis=1)
+        best = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+        scores, places = np.take_along_axis(scores, best, axis=1), np.take_along_axis(places, best, axis=1)
+    return places
+
+
 class _Cosine:
     """Cosines in float64, from the vectors as they were given; the second opinion where float32 cannot tell."""
 

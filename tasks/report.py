@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
 
+from tasks import charts
 from tasks.config import Outcome
+from tasks.material import Material
 
 TARGETS: Final = {"recall_at_10": 0.90, "mrr": 0.70, "ndcg_at_10": 0.75, "map": 0.60}
 """What the design calls a good search, shown beside the scores; no verdict depends on it."""
 
 LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
+
+_LINE: Final = 500
+"""Characters of a reason or a name that are shown."""
+
+_REASONS: Final = 20
+_LANGUAGES: Final = 5
 
 HEADLINES: Final = {
     "promoted": "The candidate is better and now serves.",
@@ -33,19 +41,11 @@ HEADLINES: Final = {
 
 
 @dataclass(frozen=True)
-class Material:
-    """What the pages are made of, besides the outcome: rows of the checks' table and scores by dimension."""
-
-    checks: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
-    by_dimension: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    """Side ("candidate", "production") -> dimension -> metric -> mean."""
-
-
-@dataclass(frozen=True)
 class ScoreRow:
     """One metric of both sides, as text."""
 
     label: str
+    base: str
     production: str
     candidate: str
     difference: str
@@ -63,23 +63,79 @@ def score_rows(outcome: Outcome) -> list[ScoreRow]:
         difference = "" if before is None or after is None else f"{after - before:+.4f}"
         if delta is not None:
             difference += f" ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
-        rows.append(ScoreRow(label, _number(before), _number(after), difference, f"{TARGETS[metric]:.2f}"))
+        start = outcome.base.scores.get(metric) if outcome.base else None if outcome.production.version else before
+        target = f"{TARGETS[metric]:.2f}" + ("" if after is None else " ✓" if after >= TARGETS[metric] else "")
+        rows.append(ScoreRow(label, _number(start), _number(before), _number(after), difference, target))
     return rows
 
 
-def dimension_rows(material: Material) -> list[tuple[str, str, str, str]]:
-    """Recall@10 at each Matryoshka dimension: dimension, production, candidate, storage of a million documents."""
+def dimension_rows(material: Material) -> list[tuple[str, ...]]:
+    """Recall@10 at each dimension: dimension, base, production, candidate, storage of a million documents."""
     sides = material.by_dimension
     dims = sorted({int(dim) for side in sides.values() for dim in side}, reverse=True)
     return [
         (
             str(dim),
-            _number(sides.get("production", {}).get(str(dim), {}).get("recall_at_10")),
-            _number(sides.get("candidate", {}).get(str(dim), {}).get("recall_at_10")),
+            *(
+                _number(sides.get(side, {}).get(str(dim), {}).get("recall_at_10"))
+                for side in ("base", "production", "candidate")
+            ),
             f"{dim * 4 / 1000:.2f} GB",  # 1e6 vectors of float32
         )
         for dim in dims
     ]
+
+
+def data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
+    """What the night had to work with: counts, lengths in characters, languages of a sample, each as two texts."""
+    rows = [(name.replace("_", " ").capitalize(), f"{count:,}") for name, count in outcome.counts.items()]
+    for kind in ("query", "document"):
+        median, p95 = (material.measures.get(f"{kind}_chars_{label}") for label in ("median", "p95"))
+        if median is not None and p95 is not None:
+            rows.append((f"Characters of a {kind}", f"median {median:,.0f}, 95th percentile {p95:,.0f}"))
+    if material.languages:
+        shares = sorted(material.languages.items(), key=lambda found: -found[1])[:_LANGUAGES]
+        rows.append(("Languages of a sample", ", ".join(f"{name} {share:.0%}" for name, share in shares)))
+    return rows
+
+
+def training_rows(material: Material) -> list[tuple[str, str]]:
+    """How the candidate was trained, each as two texts; empty where nothing was trained."""
+    found = material.training
+    if not found:
+        return []
+    stopped = found.get("stopped")
+    rows = [
+        ("Steps", f"{found['steps']:,} of {found['planned_steps']:,}" + (f": {stopped}" if stopped else "")),
+        ("Saved", f"the model after step {found['best_step']:,}"),
+        ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in found["rows"].items())),
+        ("Mined negatives", f"{found['mined']:,}"),
+        ("Computed", f"{found['precision']}, {'packed' if found['packed'] else 'padded'}"),
+        ("Resumed", f"from step {found['resumed']:,}" if found["resumed"] else "no"),
+    ]
+    if why := found.get("started_why") or found.get("started_from"):
+        rows.insert(0, ("Started from", str(why)))
+    if (distance := found.get("distance_from_base")) is not None:
+        rows.append(("Distance from the base model", f"{distance:.4f} of the weights' length"))
+    return rows
+
+
+def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
+    """The charts that this night has something to show on, in the order of the page."""
+    drawn = []
+    if score_rows(outcome) and outcome.candidate and outcome.production:
+        sides = {"base": outcome.base, "production": outcome.production, "candidate": outcome.candidate}
+        if outcome.production.version is None:  # then production is the base model
+            sides["base"] = None
+        drawn.append(charts.scores({side: model.scores for side, model in sides.items() if model}, TARGETS, LABELS))
+    if any(len(found) > 1 for found in material.by_dimension.values()):
+        drawn.append(charts.dimensions(material.by_dimension))
+    if len(material.training.get("losses", ())) > 1:
+        found = material.training
+        drawn.append(charts.training(found["losses"], found["dev"], found["best_step"]))
+    if len(material.history) > 1:
+        drawn.append(charts.history(material.history))
+    return drawn
 
 
 def escape_markdown(text: str) -> str:
@@ -97,7 +153,17 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _render(template: str, outcome: Outcome, material: Material) -> str:
+def _cut(value: object, length: int = _LINE) -> str:
+    """A text that is short enough to be read: a night can have reasons as long as its file names."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
@@ -106,28 +172,35 @@ def _render(template: str, outcome: Outcome, material: Material) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters["md"] = escape_markdown
-    return environment.get_template(template).render(_context(outcome, material))
+    environment.filters |= {"md": escape_markdown, "cut": _cut, "number": _number, "signed": _signed}
+    return environment.get_template(template).render(context)
 
 
 def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
     return {
         "outcome": outcome,
+        "reasons": outcome.reasons[:_REASONS],
+        "more_reasons": max(0, len(outcome.reasons) - _REASONS),
         "headline": HEADLINES[outcome.verdict],
         "scores": score_rows(outcome),
         "dimensions": dimension_rows(material),
-        "checks": material.checks,
-        "candidate": (outcome.candidate and outcome.candidate.version) or "",
+        "training": training_rows(material),
+        "data": data_rows(outcome, material),
+        "material": material,
+        "moved": {kind: material.moved.get(kind, ()) for kind in ("lost", "gained")},
+        "candidate": (outcome.candidate and outcome.candidate.version) or "none",
         "before": outcome.production_before or "the base model",
         "after": outcome.production_after or "the base model",
     }
 
 
 def markdown(outcome: Outcome, material: Material | None = None) -> str:
-    """The report as Markdown, for the Prefect UI."""
-    return _render("report.md.jinja", outcome, material or Material())
+    """The report as Markdown, for the Prefect UI: the page's tables without its charts and documents."""
+    return _render("report.md.jinja", _context(outcome, material or Material()))
 
 
 def html(outcome: Outcome, material: Material | None = None) -> str:
     """The report as one HTML page that needs nothing else, in light or dark as the reader prefers."""
-    return _render("report.html.jinja", outcome, material or Material())
+    found = material or Material()
+    drawn = {chart.name: {"title": chart.title, "svg": Markup(chart.svg())} for chart in charts_of(outcome, found)}  # noqa: S704 - drawn here, from numbers
+    return _render("report.html.jinja", {**_context(outcome, found), "charts": drawn})

@@ -15,14 +15,19 @@ from numpy.typing import NDArray
 from tasks.dataset import EvaluationSet
 from tasks.encoding import Encoder, Progress
 from tasks.gate import Scores
-from tasks.ranking import metrics, relevant_ranks, summary, truncate
+from tasks.ranking import metrics, nearest, relevant_ranks, summary, truncate
 from tasks.serving import Sample
 
+BASE: Final = "base"
 CANDIDATE: Final = "candidate"
 PRODUCTION: Final = "production"
 GOLDEN: Final = "golden"
 SAMPLE: Final = 64
 """Queries, and as many documents, whose vectors are kept for the serving check."""
+
+RETURNED: Final = 3
+_CUT: Final = 200
+"""Characters of a text that is kept to be shown."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +84,27 @@ def per_query_table(test: EvaluationSet, sides: Mapping[str, SideScores]) -> byt
     sink = BytesIO()
     pq.write_table(pa.table(columns), sink, compression="zstd")
     return sink.getvalue()
+
+
+def returned(
+    test: EvaluationSet, documents: Sequence[str], encoder: Encoder, rows: Sequence[int]
+) -> list[list[dict[str, Any]]]:
+    """What some test queries find first: for each of `rows`, the nearest documents, cut, and whether each is relevant.
+
+    Every text was scored already, so with a cache nothing is encoded for it.
+    """
+    if not rows:
+        return []
+    found = nearest(
+        encoder.encode([test.queries[row] for row in rows], "query"), encoder.encode(documents, "document"), RETURNED
+    )
+    return [
+        [
+            {"text": documents[place][:_CUT], "relevant": place in set(np.asarray(test.relevant[row]).tolist())}
+            for place in places
+        ]
+        for row, places in zip(rows, found.tolist(), strict=True)
+    ]
 
 
 def read_side(per_query: bytes, side: str, model: str) -> Scores:

@@ -7,6 +7,7 @@ own: training is bounded by `Training.max_minutes`, reads and writes by the stor
 
 from __future__ import annotations
 
+import base64
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from prefect import task
 from prefect.artifacts import (
+    create_image_artifact,
     create_markdown_artifact,
     create_progress_artifact,
     create_table_artifact,
@@ -69,9 +71,9 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 @task(name="begin", **_STEP)
-def begin(store: str, run_id: str) -> dict[str, Any]:
+def begin(store: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
-    return night.begin(Store.open(store), run_id)
+    return night.begin(Store.open(store), run_id, parameters)
 
 
 @task(name="take in", **_STEP)
@@ -150,7 +152,10 @@ def promote(
 def conclude(store: str, outcome: Outcome) -> Outcome:
     """Write outcome and report, show the report in the UI, and tell whoever listens."""
     opened = Store.open(store)
-    outcome, page = night.conclude(opened, outcome)
+    outcome, page, charts = night.conclude(opened, outcome)
+    for chart in charts:
+        picture = f"data:image/png;base64,{base64.b64encode(chart.png()).decode()}"
+        create_image_artifact(picture, key=f"chart-{chart.name}", description=chart.title)
     create_markdown_artifact(page, key="report", description=f"{outcome.verdict}: {outcome.run_id}")
     alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
     get_run_logger().info("%s: %s", outcome.verdict, " ".join(outcome.reasons))

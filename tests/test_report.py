@@ -38,7 +38,8 @@ def test_scores_are_shown_side_by_side_with_difference_interval_and_target() -> 
     rows = {row.label: row for row in score_rows(_outcome())}
     assert rows["Recall@10"].difference == "+0.1900 (+0.1200 to +0.2600 at 99%)"
     assert (rows["MRR"].production, rows["MRR"].candidate, rows["MRR"].difference) == ("0.5000", "0.7600", "+0.2600")
-    assert rows["NDCG@10"].target == "0.75"
+    assert rows["NDCG@10"].target == "0.75 ✓"
+    assert score_rows(_outcome(candidate=Model(version="abc", scores={"ndcg_at_10": 0.7})))[2].target == "0.75"
 
 
 def test_a_night_without_scores_has_no_table() -> None:
@@ -64,7 +65,8 @@ def test_hostile_texts_stay_texts(render: object) -> None:
 def test_html_asks_no_other_host() -> None:
     """No address of another host, and a policy that would refuse it."""
     page = html(_outcome())
-    assert not re.search(r"(src|href)=", page)
+    assert not re.search(r"src=", page)
+    assert all(target.startswith("#") for target in re.findall(r'href="([^"]*)', page))
     assert "default-src 'none'" in page
 
 

@@ -18,6 +18,7 @@ HOMES = {
     "obstore": {"tasks/storage.py"},
     "sentence_transformers": {"tasks/training.py", "tasks/encoding.py"},
     "great_expectations": {"data_checks/"},
+    "matplotlib": {"tasks/charts.py"},
     "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},
 }
 

@@ -1,0 +1,187 @@
+"""Nights as the report shows them, one for each verdict: figures of the size that the demonstration gives."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from tasks.config import Checks, Delta, Gate, Model, Outcome, Training, Verdict
+from tasks.material import Material
+
+VERDICTS: tuple[Verdict, ...] = ("promoted", "held", "regressed", "blocked", "skipped", "failed")
+
+_BASE = {"recall_at_10": 0.8444, "mrr": 0.6108, "ndcg_at_10": 0.6620, "map": 0.6071}
+_SERVING = {"recall_at_10": 0.9156, "mrr": 0.7433, "ndcg_at_10": 0.7815, "map": 0.7402}
+_BETTER = {"recall_at_10": 0.9422, "mrr": 0.7873, "ndcg_at_10": 0.8219, "map": 0.7851}
+_LIKE = {"recall_at_10": 0.9200, "mrr": 0.7391, "ndcg_at_10": 0.7802, "map": 0.7377}
+_WORSE = {"recall_at_10": 0.6711, "mrr": 0.4102, "ndcg_at_10": 0.4655, "map": 0.4063}
+
+_CANDIDATES: dict[str, dict[str, float]] = {"promoted": _BETTER, "held": _LIKE, "regressed": _WORSE}
+_REASONS: dict[Verdict, list[str]] = {
+    "promoted": [
+        "Recall@10 rose from 0.9156 to 0.9422 (+0.0089 to +0.0489 at 99%).",
+        "MRR rose from 0.7433 to 0.7873 (+0.0156 to +0.0739 at 99%).",
+        "Version 5a1f0c3d9b2e serves since 2026-11-24 03:34 UTC, as change 3.",
+    ],
+    "held": [
+        "Recall@10 rose from 0.9156 to 0.9200 by +0.0044, but not surely (-0.0133 to +0.0222 at 99%).",
+        "MRR fell from 0.7433 to 0.7391 by -0.0042, but not surely (-0.0288 to +0.0201 at 99%).",
+        "With 225 test queries a gain of 0.0274 in Recall@10 would have shown on 8 of 10 nights.",
+    ],
+    "regressed": [
+        "Recall@10 fell from 0.9156 to 0.6711 (-0.3111 to -0.1822 at 99%).",
+        "MRR fell from 0.7433 to 0.4102 (-0.3920 to -0.2755 at 99%).",
+        "The candidate is worse, so production stays.",
+    ],
+    "blocked": [
+        "Document is present: 3 of 1,504 rows, first in pairs/dt=2026-11-24/export.csv line 212; expected no row. "
+        "A pair without a document cannot be trained on."
+    ],
+    "skipped": ["No new pairs have arrived since run 20261123T033000Z-4f1c22aa (held)."],
+    "failed": ["StoreError: s3://search/ratchet/log/000000000008.json: connection refused"],
+}
+
+
+def outcome(verdict: Verdict) -> Outcome:
+    """A night that ended so."""
+    scored = verdict in _CANDIDATES
+    deltas = {}
+    if scored:
+        for name, value in _CANDIDATES[verdict].items():
+            gain = value - _SERVING[name]
+            spread = 0.012 + abs(gain) / 4
+            deltas[name] = Delta(value=gain, low=gain - spread, high=gain + spread, confidence=0.99)
+    return Outcome(
+        run_id="20261124T033000Z-0123abcd",
+        verdict=verdict,
+        reasons=_REASONS[verdict],
+        commit=8,
+        counts={"accepted": 1504, "rejected": 3, "golden": 0, "new": 240, "train": 1189, "dev": 90, "test": 225}
+        if verdict != "failed"
+        else {},
+        candidate=Model(version="5a1f0c3d9b2e", scores=_CANDIDATES[verdict]) if scored else None,
+        production=Model(version="c0ffee112233", scores=_SERVING) if scored else None,
+        base=Model(version=None, scores=_BASE) if scored else None,
+        deltas=deltas,
+        production_before="c0ffee112233",
+        production_after="5a1f0c3d9b2e" if verdict == "promoted" else "c0ffee112233",
+        guidance="1,504 pairs: enough to fine-tune. Recall@10 of production is above the target of 0.90 already, so "
+        "that more fine-tuning may not pay."
+        if scored
+        else "",
+        seconds={"begin": 0.1, "intake": 0.6, "checks": 7.9, "fine-tuning and scoring": 118.4, "verdict": 0.4}
+        if scored
+        else {"begin": 0.1, "intake": 0.3},
+        cost={"training_seconds": 48.6, "dollars": 0.0101} if scored else {},
+        report="s3://search/ratchet/runs/20261124T033000Z-0123abcd/report.html",
+        started_at="2026-11-24T03:30:00Z",
+        finished_at="2026-11-24T03:32:11Z",
+        reason="nightly",
+    )
+
+
+def material(verdict: Verdict) -> Material:
+    """What such a night left to be shown."""
+    checks = [
+        {
+            "check": "Document is present",
+            "severity": "critical",
+            "result": "failed" if verdict == "blocked" else "ok",
+            "observed": "3 of 1,504 rows" if verdict == "blocked" else "0 of 1,504 rows",
+        },
+        {"check": "Enough pairs", "severity": "critical", "result": "ok", "observed": "1,504"},
+        {"check": "Share of duplicates", "severity": "warning", "result": "ok", "observed": "0 of 1,504 rows"},
+    ]
+    data: dict[str, Any] = {
+        "objects": [{"key": "pairs/dt=2026-11-24/export.csv", "accepted": 240, "rejected": 3}],
+        "rejected": {"no document": 2, "the text is blank": 1},
+    }
+    if verdict == "failed":
+        return Material()
+    if verdict == "skipped":
+        return Material(history=_history(verdict))
+    data |= {
+        "checks": checks,
+        "measures": {
+            "query_chars_median": 48.0, "query_chars_p95": 117.0,
+            "document_chars_median": 236.0, "document_chars_p95": 1204.0,
+        },
+        "languages": {"en": 0.984, "de": 0.016},
+        "history": _history(verdict),
+        "parameters": {
+            "training": Training().model_dump(mode="json"),
+            "gate": Gate().model_dump(mode="json"),
+            "checks": Checks().model_dump(mode="json"),
+        },
+        "versions": {"python": "3.11.7", "torch": "2.13.0", "sentence-transformers": "6.2.0"},
+    }  # fmt: skip
+    if verdict == "blocked":
+        return Material(**data)
+    recalls = {"base": _BASE, "production": _SERVING, "candidate": _CANDIDATES[verdict]}
+    return Material(
+        by_dimension={
+            side: {
+                str(dim): {"recall_at_10": scores["recall_at_10"] - (9.0 if side == "base" else 4.5) / dim}
+                for dim in (384, 256, 128, 64, 32)
+            }
+            for side, scores in recalls.items()
+        },
+        training={
+            "steps": 18, "planned_steps": 19, "stopped": None, "best_step": 15, "rows": {"pairs": 1189}, "mined": 0,
+            "precision": "bf16", "packed": True, "resumed": 0, "started_from": "base", "distance_from_base": 0.0213,
+            "losses": [9.5 * math.exp(-step / 9) + 2.1 + 0.3 * math.sin(5 * step) for step in range(18)],
+            "dev": [
+                {"step": step, "recall_at_10": 0.84 + 0.1 * (1 - math.exp(-step / 6)), "mrr": 0.6 + 0.011 * step}
+                for step in (0, 5, 10, 15)
+            ],
+        },
+        slices=[
+            {"name": "slice ec2", "queries": 61, "judged": True, "recall_at_10": -0.0164, "mrr": 0.0121},
+            {"name": "slice dynamodb", "queries": 12, "judged": False, "recall_at_10": 0.0, "mrr": 0.1250},
+            {"name": "slice s3", "queries": 88, "judged": True, "recall_at_10": 0.0455, "mrr": 0.0528},
+        ],
+        more_slices=4,
+        moved={"lost": [_moved(1.0, 0.0385)], "gained": [_moved(0.0667, 1.0), _moved(0.25, 1.0)]},
+        numeric_path="bf16",
+        **data,
+    )  # fmt: skip
+
+
+def _history(verdict: Verdict) -> list[dict[str, Any]]:
+    scored: list[tuple[Verdict, dict[str, float]]] = [
+        ("promoted", {"recall_at_10": 0.8866, "mrr": 0.6911}),
+        ("held", {"recall_at_10": 0.8899, "mrr": 0.6950}),
+        ("promoted", {"recall_at_10": 0.9100, "mrr": 0.7388}),
+        ("held", {"recall_at_10": 0.9140, "mrr": 0.7402}),
+    ]
+    if verdict in _CANDIDATES:
+        scored.append((verdict, _BETTER if verdict == "promoted" else _SERVING))
+    return [
+        {
+            "run_id": f"202611{19 + day}T033000Z-0123abcd",
+            "verdict": ended,
+            **{k: served[k] for k in ("recall_at_10", "mrr")},
+        }
+        for day, (ended, served) in enumerate(scored, 1)
+    ]
+
+
+def _moved(before: float, after: float) -> dict[str, Any]:
+    documents = [
+        "Adds or overwrites one or more tags for the specified Amazon EC2 resource or resources. Each resource can "
+        "have a maximum of 50 tags.",
+        "Describes the specified tags for your EC2 resources.",
+        "Deletes the specified set of tags from the specified set of resources.",
+    ]
+    first, second = (
+        [{"text": text, "relevant": place == (0 if rank > 0.5 else -1)} for place, text in enumerate(documents)]
+        for rank in (before, after)
+    )
+    return {
+        "query": "To add a tag to a resource: this example adds the tag Stack=production to the specified image",
+        "slice": "ec2",
+        "before": {"mrr": before, "recall_at_10": float(before >= 0.1)},
+        "after": {"mrr": after, "recall_at_10": float(after >= 0.1)},
+        "returned_before": first,
+        "returned_after": second,
+    }
