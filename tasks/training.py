@@ -98,11 +98,15 @@ def train(
         return _run(ALONE, report, *arguments)
     dimensions(open_start(training, start), training)  # what is wrong with these is said here, not in each process
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
 
     try:
         outcome = launch(training.processes, _outcome, *arguments, on_line=report, rendezvous=rendezvous)
     except ChildFailedError as error:
         raise TrainingError(f"the {training.processes} processes failed: {error}") from error
+    except RendezvousError as error:
+        where = rendezvous.endpoint if rendezvous else "this machine"
+        raise TrainingError(f"the {training.nodes} nodes did not meet at {where}: {error!r}") from error
     if isinstance(outcome, TrainingError):
         raise outcome
     return outcome

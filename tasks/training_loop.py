@@ -42,8 +42,8 @@ _DEV_SHARE: Final = 0.3
 """Texts encoded for dev / texts trained on. A training text costs three times as much (forward and twice that
 backward), so dev costs about a tenth of the training."""
 
-_PROBE: Final = 16
-"""Pairs on which the duration is measured beforehand."""
+_PROBE: Final = (4, 16)
+"""Fewest and most pairs on which the duration is measured beforehand: about a fiftieth of the run in between."""
 
 
 class Loop:
@@ -101,7 +101,10 @@ class Loop:
     def estimate(self, report: Callable[..., None]) -> None:
         """Measure the loss and gradients of a few pairs, without a step, and say what the whole run will take."""
         counted = self.embedder.tokens, self.embedder.padded_tokens
-        batch = next(iter(order(1, min(_PROBE, self.training.batch_size), self.training.seed, self.examples)))
+        pairs = min(
+            max(len(self.examples) * self.training.epochs // 50, _PROBE[0]), _PROBE[1], self.training.batch_size
+        )
+        batch = next(iter(order(1, pairs, self.training.seed, self.examples)))
         begun = time.perf_counter()
         self._gradients(batch)
         per_pair = (time.perf_counter() - begun) / batch.pairs
