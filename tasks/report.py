@@ -6,8 +6,10 @@ Every text that may come from data or from outside is escaped on its way in: Jin
 
 from __future__ import annotations
 
+import logging
 import re
 import unicodedata
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -121,20 +123,31 @@ def training_rows(material: Material) -> list[tuple[str, str]]:
 
 
 def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
-    """The charts that this night has something to show on, in the order of the page."""
-    drawn = []
+    """The charts that this night has something to show on, in the order of the page.
+
+    A chart that cannot be drawn is left out and logged: production may have changed already, and people must still be
+    told.
+    """
+    wanted: list[Callable[[], charts.Chart]] = []
     if score_rows(outcome) and outcome.candidate and outcome.production:
         sides = {"base": outcome.base, "production": outcome.production, "candidate": outcome.candidate}
         if outcome.production.version is None:  # then production is the base model
             sides["base"] = None
-        drawn.append(charts.scores({side: model.scores for side, model in sides.items() if model}, TARGETS, LABELS))
+        means = {side: model.scores for side, model in sides.items() if model}
+        wanted.append(lambda: charts.scores(means, TARGETS, LABELS))
     if any(len(found) > 1 for found in material.by_dimension.values()):
-        drawn.append(charts.dimensions(material.by_dimension))
-    if len(material.training.get("losses", ())) > 1:
-        found = material.training
-        drawn.append(charts.training(found["losses"], found["dev"], found["best_step"]))
+        wanted.append(lambda: charts.dimensions(material.by_dimension))
+    trained = material.training
+    if len(trained.get("losses", ())) > 1:
+        wanted.append(lambda: charts.training(trained["losses"], trained["dev"], trained["best_step"]))
     if len(material.history) > 1:
-        drawn.append(charts.history(material.history))
+        wanted.append(lambda: charts.history(material.history))
+    drawn = []
+    for draw in wanted:
+        try:
+            drawn.append(draw())
+        except Exception:  # whatever a drawing library raises, the verdict is worth more than a picture
+            logging.getLogger(__name__).exception("a chart of run %s could not be drawn", outcome.run_id)
     return drawn
 
 

@@ -117,6 +117,14 @@ def test_nothing_is_drawn_without_something_to_show() -> None:
     assert names["failed"] == []
 
 
+def test_a_chart_that_cannot_be_drawn_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    """A loss that is no number costs one picture, not the report."""
+    found = material("promoted")
+    broken = Material(**{**vars(found), "training": {**found.training, "losses": ["much", "less"]}})
+    assert [chart.name for chart in charts_of(outcome("promoted"), broken)] == ["scores", "dimensions", "history"]
+    assert "could not be drawn" in caplog.text
+
+
 def test_charts_say_their_figures_in_words() -> None:
     """Who cannot see a chart hears the same figures."""
     drawn = {chart.name: chart for chart in charts_of(outcome("promoted"), material("promoted"))}
