@@ -79,6 +79,22 @@ def test_too_many_rejected_rows_block_the_night(serving: Store) -> None:
     _unchanged(serving, before, outcome)
 
 
+def test_contradictory_labels_block_the_night(serving: Store) -> None:
+    """Of 140 rows 40 call one text right and wrong for the same query."""
+    before = serving.get("production.json").body
+    wrong = (
+        {"query": f"how is part {i} made", "document": f"part {i} is forged", "negative": f"part {i} is cast from iron"}
+        for i in range(20)
+    )
+    serving.put("pairs/a.jsonl", _pairs(120) + b"".join(json.dumps(row).encode() + b"\n" for row in wrong))
+    outcome = retrain(store=serving.url)
+    assert outcome.verdict == "blocked"
+    findings = json.loads(serving.get(f"runs/{outcome.run_id}/checks.json").body)["result"]["findings"]
+    failed = [found["name"] for found in findings if not found["success"] and found["severity"] == "critical"]
+    assert failed == ["few_contradictions"]
+    _unchanged(serving, before, outcome)
+
+
 def test_too_few_pairs_skip_the_night_with_guidance(serving: Store) -> None:
     """99 pairs are one too few: skipped, and the guidance says what to do; an empty text is named in quarantine."""
     before = serving.get("production.json").body
