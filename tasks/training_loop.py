@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -24,12 +25,15 @@ from tasks.dev import MIN_QUERIES, Dev, Score
 from tasks.encoding import fingerprint
 from tasks.processes import Group
 from tasks.start_model import Start, dimensions, distance, embedder
+from tasks.storage import StoreError
 from tasks.training_result import Estimate, Trained, TrainingError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from tasks.dataset import EvaluationSet
+
+_LOG: Final = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM: Final = 1.0
 DEV_EVALUATIONS: Final = 4
@@ -140,7 +144,10 @@ class Loop:
                 self._take_score(self._score(scored, step))
             due = time.perf_counter() - saved >= self.training.checkpoint_minutes * 60
             if checkpoints is not None and self.group.leads and due:
-                checkpoints.save(step, self.checkpoint())
+                try:
+                    checkpoints.save(step, self.checkpoint())
+                except StoreError as error:  # a missed checkpoint costs nothing, the training itself may be hours
+                    _LOG.warning("no checkpoint after step %d: %s", step, error)
                 saved = time.perf_counter()
         if self.best is None:
             self.best_step = len(self.losses)
