@@ -14,10 +14,10 @@ from flows.context import ThisRun, store_url, this_run
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
-from tasks.config import Checks, Gate, Outcome, Reason, Training, Verdict
+from tasks.config import Checks, Gate, Limits, Outcome, Reason, Training, Verdict
 from tasks.runs import now
 
-_TRAINING, _GATE, _CHECKS = Training(), Gate(), Checks()
+_TRAINING, _GATE, _CHECKS, _LIMITS = Training(), Gate(), Checks(), Limits()
 
 
 class Night:
@@ -55,6 +55,7 @@ def retrain(
     training: Training = _TRAINING,
     gate: Gate = _GATE,
     checks: Checks = _CHECKS,
+    limits: Limits = _LIMITS,
     fine_tune_deployment: str | None = None,
     force: bool = False,
     reason: Reason = "manual",
@@ -68,6 +69,7 @@ def retrain(
         training: How a candidate is fine-tuned.
         gate: When a candidate may replace production.
         checks: What the data must be like.
+        limits: What one uploaded object may be; what is beyond goes to quarantine.
         fine_tune_deployment: Deployment that trains and scores, such as fine-tune/gpu; this process when left out.
         force: Fine-tune even though no new pairs have arrived since the last night.
         reason: Why this run was started; it goes into the outcome, the report and the ledger.
@@ -77,7 +79,7 @@ def retrain(
     """
     night = Night(store_url(store), this_run(), reason)
     try:
-        return _until_verdict(night, training, gate, checks, fine_tune_deployment, force=force)
+        return _until_verdict(night, training, gate, checks, limits, fine_tune_deployment, force=force)
     except Exception as error:
         get_run_logger().exception("the run broke off; production is as it was")
         # when the store is what failed, this fails too; then Prefect's own state is what tells people
@@ -87,16 +89,23 @@ def retrain(
 
 
 def _until_verdict(
-    night: Night, training: Training, gate: Gate, checks: Checks, deployment: str | None, *, force: bool
+    night: Night,
+    training: Training,
+    gate: Gate,
+    checks: Checks,
+    limits: Limits,
+    deployment: str | None,
+    *,
+    force: bool,
 ) -> Outcome:
     store, run_id = night.store, night.run.run_id
     with night.step("begin"):
-        groups = {"training": training, "gate": gate, "checks": checks}
+        groups = {"training": training, "gate": gate, "checks": checks, "limits": limits}
         begun = steps.begin(store, run_id, {name: group.model_dump(mode="json") for name, group in groups.items()})
         night.learn(production_before=begun["version"], production_after=begun["version"])
 
     with night.step("intake"):
-        intake = steps.take_in(store, run_id, begun["last_commit"])
+        intake = steps.take_in(store, run_id, begun["last_commit"], limits)
         night.learn(commit=intake["commit"], counts=intake["counts"])
     if begun["last_run"] and not intake["new"] and not force:
         return night.end("skipped", [f"No new pairs have arrived since run {begun['last_run']}."])

@@ -9,13 +9,13 @@ from prefect.logging import get_run_logger
 
 from flows.context import store_url, this_run, work_folder
 from tasks import steps
-from tasks.config import Watch
+from tasks.config import Limits, Watch
 
-_WATCH = Watch()
+_WATCH, _LIMITS = Watch(), Limits()
 
 
 @flow(name="watch-production", flow_run_name="watch-production")
-def watch_production(store: str | None = None, watch: Watch = _WATCH) -> dict[str, Any]:
+def watch_production(store: str | None = None, watch: Watch = _WATCH, limits: Limits = _LIMITS) -> dict[str, Any]:
     """Score the serving model on labels that have arrived since it was trained, and tell people if it has drifted.
 
     New objects are taken in first, exactly once like everywhere. Production is never changed.
@@ -23,12 +23,13 @@ def watch_production(store: str | None = None, watch: Watch = _WATCH) -> dict[st
     Args:
         store: s3://bucket/prefix; RATCHET_STORE when left out.
         watch: When production counts as drifted or stale.
+        limits: What one uploaded object may be; the same as of the nights.
 
     Returns:
         What serves, its latest windows of fresh labels, and since when it has drifted.
     """
     url, run = store_url(store), this_run()
-    commit = steps.take_in_labels(url, run.run_id)
+    commit = steps.take_in_labels(url, run.run_id, limits)
     seen = steps.watch(url, run.run_id, commit, watch, str(work_folder()))
     get_run_logger().info("%s", seen["says"])
     steps.tell(url, seen)

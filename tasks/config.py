@@ -219,24 +219,22 @@ class Watch(Parameters):
 class Limits(Parameters):
     """Caps on what one uploaded object may be; beyond them it goes to quarantine, never into memory."""
 
-    max_object_bytes: int = Field(200 << 20, ge=1, description="Largest object as stored, in bytes.")
-    max_line_bytes: int = Field(1 << 20, ge=64, description="Longest line (of Parquet: row), in bytes.")
-    max_object_rows: int = Field(1_000_000, ge=1, description="Most lines (of Parquet: rows) of one object.")
-    max_decompressed_bytes: int = Field(1 << 30, ge=1 << 10, description="Most bytes one object may unpack to.")
-    max_compression_ratio: float = Field(
-        200.0, gt=1, description="Most times an object of over 16 MiB may have grown when unpacked."
+    max_object_bytes: int = _field(200 << 20, 0, "Largest object as stored, in bytes.", ge=1)
+    max_line_bytes: int = _field(1 << 20, 1, "Longest line (of Parquet: row), in bytes.", ge=64)
+    max_object_rows: int = _field(1_000_000, 2, "Most lines (of Parquet: rows) of one object.", ge=1)
+    max_decompressed_bytes: int = _field(1 << 30, 3, "Most bytes one object may unpack to.", ge=1 << 10)
+    max_compression_ratio: float = _field(
+        200.0, 4, "Most times an object of over 16 MiB may have grown when unpacked.", gt=1
     )
-    max_text_chars: int = Field(1_000_000, ge=1, description="Longest text, in characters.")
-    max_negatives: int = Field(100, ge=1, description="Most negatives of one row.")
-    max_commit_rows: int = Field(200_000, ge=1, description="Rows after which an intake commit is closed.")
-    max_commit_bytes: int = Field(
-        1 << 28, ge=1, description="Bytes of source objects after which an intake commit is closed."
+    max_text_chars: int = _field(1_000_000, 5, "Longest text, in characters.", ge=1)
+    max_negatives: int = _field(100, 6, "Most negatives of one row.", ge=1)
+    max_commit_rows: int = _field(200_000, 7, "Rows after which an intake commit is closed.", ge=1)
+    max_commit_bytes: int = _field(1 << 28, 8, "Bytes of source objects after which an intake commit is closed.", ge=1)
+    full_listing_below: int = _field(
+        10_000, 9, "Up to so many known objects every listing is a full one: it costs little.", ge=0
     )
-    full_listing_below: int = Field(
-        10_000, ge=0, description="Up to so many known objects every listing is a full one: it costs little."
-    )
-    full_listing_commits: int = Field(
-        8, ge=1, description="Commits after which not only recent partitions are listed, but everything."
+    full_listing_commits: int = _field(
+        8, 10, "Commits after which not only recent partitions are listed, but everything.", ge=1
     )
 
 

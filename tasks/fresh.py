@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from tasks import runs
-from tasks.config import Watch
+from tasks.config import Limits, Watch
 from tasks.night import Progress
 from tasks.storage import Store
 from tasks.watch import Standstill, Window, drift_began, measure, standstill
@@ -46,11 +46,11 @@ class Seen(BaseModel):
     """Number of the last change of production."""
 
 
-def take_in(store: Store, run_id: str, on_progress: Progress | None = None) -> int:
+def take_in(store: Store, run_id: str, limits: Limits | None = None, on_progress: Progress | None = None) -> int:
     """Commit every object that is new; returns the last commit."""
     from tasks import intake
 
-    return intake.take_in(store, writer=run_id, on_progress=on_progress).commit
+    return intake.take_in(store, writer=run_id, limits=limits, on_progress=on_progress).commit
 
 
 def look(store: Store, run_id: str, commit: int, rule: Watch, work: Path, on_progress: Progress | None = None) -> Seen:

@@ -18,7 +18,7 @@ import orjson
 from pydantic_core import to_json
 
 from tasks import material, report, runs
-from tasks.config import Checks, Gate, Model, Outcome, Training
+from tasks.config import Checks, Gate, Limits, Model, Outcome, Training
 from tasks.storage import Store
 
 if TYPE_CHECKING:
@@ -69,12 +69,14 @@ def begin(store: Store, run_id: str, parameters: Mapping[str, Any] | None = None
     return runs.once(store, f"runs/{run_id}/begin.json", begun)
 
 
-def take_in(store: Store, run_id: str, last_commit: int, on_progress: Progress | None = None) -> dict[str, Any]:
+def take_in(
+    store: Store, run_id: str, last_commit: int, limits: Limits | None = None, on_progress: Progress | None = None
+) -> dict[str, Any]:
     """Commit every object that is new, and count what the night has to work with."""
     from tasks import intake
 
     def taken() -> dict[str, Any]:
-        commit = intake.take_in(store, writer=run_id, on_progress=on_progress).commit
+        commit = intake.take_in(store, writer=run_id, limits=limits, on_progress=on_progress).commit
         new = intake.new_pairs(store, last_commit, commit)
         counts = intake.counts(store, commit)
         del counts["corpus"]  # the corpus of a night is its distinct documents, which are not known yet

@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from tasks import alerts, evidence, fresh, night
 from tasks.commit_log import LogError
-from tasks.config import Checks, Gate, Model, Outcome, Training, Watch
+from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Watch
 from tasks.storage import Store, StoreError
 
 
@@ -126,10 +126,10 @@ def begin(store: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]
 
 
 @task(name="take in", **_LONG)
-def take_in(store: str, run_id: str, last_commit: int) -> dict[str, Any]:
+def take_in(store: str, run_id: str, last_commit: int, limits: Limits) -> dict[str, Any]:
     """Commit every new object exactly once."""
     with Progress("intake", "Objects read") as progress:
-        return night.take_in(Store.open(store), run_id, last_commit, progress)
+        return night.take_in(Store.open(store), run_id, last_commit, limits, progress)
 
 
 @task(name="check data", **_LONG)
@@ -236,10 +236,10 @@ def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reas
 
 
 @task(name="take in labels", **_LONG)
-def take_in_labels(store: str, run_id: str) -> int:
+def take_in_labels(store: str, run_id: str, limits: Limits) -> int:
     """Commit every new object exactly once; the next night finds it there."""
     with Progress("intake", "Objects read") as progress:
-        return fresh.take_in(Store.open(store), run_id, progress)
+        return fresh.take_in(Store.open(store), run_id, limits, progress)
 
 
 @task(name="watch", **_LONG)

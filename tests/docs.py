@@ -19,7 +19,7 @@ _GROUPS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
     ("training", Training, "How a candidate is fine-tuned: the form of *Run*, `--set training.NAME=VALUE`."),
     ("gate", Gate, "When a candidate may replace production: the form of *Run*, `--set gate.NAME=VALUE`."),
     ("checks", Checks, "What the data must be like: the form of *Run*, `--set checks.NAME=VALUE`."),
-    ("limits", Limits, "What one uploaded object may be; fixed, and listed in [hostile input](hostile-input.md)."),
+    ("limits", Limits, "What one uploaded object may be: the form of *Run*, `--set limits.NAME=VALUE`."),
     ("store", settings.StoreSettings, "`ratchet.toml`, section `store`."),
     ("schedule", settings.Schedule, "`ratchet.toml`, section `schedule`."),
     ("alerts", settings.Alerts, "`ratchet.toml`, section `alerts`."),

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 import orjson
 import pytest
 
-from tasks import commit_log, intake
+from tasks import commit_log, intake, night
 from tasks.commit_log import LogError
 from tasks.config import Limits
 from tasks.intake import ROWS, counts, new_pairs, quarantined, read_rows, take_in
@@ -541,3 +541,13 @@ def test_there_is_no_commit_beyond_the_last(store: Store) -> None:
     """Asking for one is an error, not an empty answer."""
     with pytest.raises(LogError, match=r"log/000000000001\.json.* does not exist"):
         read_rows(store, 1)
+
+
+def test_a_night_takes_the_caps_that_it_is_given(store: Store) -> None:
+    """What is too long for this night's limits is rejected by name; the rows beside it are taken in."""
+    store.put(
+        "pairs/a.jsonl", b'{"query": "short", "document": "text"}\n{"query": "longer than ten", "document": "text"}'
+    )
+    found = night.take_in(store, "run", 0, Limits(max_text_chars=10))
+    assert (found["counts"]["accepted"], found["counts"]["rejected"]) == (1, 1)
+    assert "10" in next(quarantined(store)).reason

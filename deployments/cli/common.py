@@ -121,15 +121,16 @@ def parameters(settings: list[str]) -> dict[str, Any]:
     """Parameter models from `training.epochs=2` and the like; raises UsageError in pydantic's words."""
     from pydantic import ValidationError
 
-    from tasks.config import Checks, Gate, Parameters, Training
+    from tasks.config import Checks, Gate, Limits, Parameters, Training
 
-    models: dict[str, type[Parameters]] = {"training": Training, "gate": Gate, "checks": Checks}
+    models: dict[str, type[Parameters]] = {"training": Training, "gate": Gate, "checks": Checks, "limits": Limits}
     values: dict[str, dict[str, Any]] = {}
     for setting in settings:
         name, equals, value = setting.partition("=")
         group, dot, field = name.partition(".")
         if not equals or not dot or group not in models:
-            raise UsageError(f"--set takes training.NAME=VALUE, gate.NAME=VALUE or checks.NAME=VALUE, got {setting!r}")
+            takes = ", ".join(f"{known}.NAME=VALUE" for known in models)
+            raise UsageError(f"--set takes {takes}, got {setting!r}")
         values.setdefault(group, {})[field] = _value(value)
     try:
         return {group: models[group].model_validate(fields) for group, fields in values.items()}
