@@ -9,12 +9,13 @@ and a tie is always lost.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+from tasks.threads import one_thread_each
 
 if TYPE_CHECKING:
     import torch
@@ -102,15 +103,9 @@ def relevant_ranks(
         for block in blocks:
             block.count(right, start, room)
 
-    # One thread for each block of documents, and each product in its thread alone: threads inside every product wait
-    # for each other thousands of times, which on a machine that is not idle takes ten times as long.
-    threads = torch.get_num_threads()
-    try:
-        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            for _ in pool.map(count, range(0, len(documents), document_block)):
-                pass  # raises what a thread raised
-    finally:
-        torch.set_num_threads(threads)  # the setting is each thread's own, but new threads start with the last one
+    with one_thread_each() as pool:  # one for each block of documents
+        for _ in pool.map(count, range(0, len(documents), document_block)):
+            pass  # raises what a thread raised
 
     ranks = [np.empty(0, dtype=np.int64) for _ in wanted]
     for block in blocks:

@@ -85,6 +85,8 @@ def test_an_empty_store_is_described_and_not_an_error(store: Store) -> None:
     assert (status.returncode, history.returncode) == (0, 0)
     assert "the base model serves" in status.stdout
     assert "the base model serves" in history.stdout
+    before = _ratchet("history", "--on", "2026-01-31", "--store", store.url)
+    assert (before.returncode, before.stdout.strip()) == (0, "On 2026-01-31 the base model served.")
     for command in (("pull", "/nonexistent/model"), ("rollback", "--reason", "test")):
         done = _ratchet(*command, "--store", store.url)
         assert done.returncode == 1

@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 from tasks import encoding
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import BF16, FP32, PLAIN, Measurement, ModelEncoder, ModelError, VectorError
+from tests import tiny_models
+from tests.tiny_models import Architecture
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -258,6 +260,36 @@ def test_encoding_twice_gives_the_same_bits(model: SentenceTransformer, path: en
     )
 
 
+@pytest.mark.parametrize("architecture", ["roberta", "distilbert", "mpnet", "electra", "modernbert"])
+def test_other_architectures_keep_parity_on_every_path(architecture: Architecture, tmp_path: Path) -> None:
+    """Small random models of other shapes: fp32 to the last bits, and whatever is chosen within the stated parity."""
+    other = encoding.load(tiny_models.save(tmp_path, architecture), "cpu")
+    texts = ["fox", "", "the lazy dog", *("the quick brown fox " * i for i in range(1, 16))]
+    np.testing.assert_allclose(
+        encoding.encode(other, texts, "document"), other.encode(texts, normalize_embeddings=True), atol=1e-6
+    )
+    chosen = encoding.choose_path([other], texts)
+    found = encoding.encode(other, texts, "document", path=chosen)
+    assert (found * other.encode(texts, normalize_embeddings=True)).sum(axis=1).min() >= encoding.PARITY
+
+
+def test_vectors_do_not_depend_on_the_number_of_threads(model: SentenceTransformer) -> None:
+    """Each batch is computed by one thread, so more of them change no bit; and the setting is as before."""
+    import torch
+
+    texts = TEXTS * 3
+    threads = torch.get_num_threads()
+    try:
+        found = []
+        for number in (1, 3):
+            torch.set_num_threads(number)
+            found.append(encoding.encode(model, texts, "document", path=BF16))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(threads)
+    assert np.array_equal(*found)
+
+
 def test_prompts_length_and_truncation_are_those_of_serving(copy: Path) -> None:
     """A model with prompts for each role, 16 tokens and 64 dimensions is encoded as the library serves it."""
     _edit(copy / "sentence_bert_config.json", max_seq_length=16)
@@ -350,6 +382,7 @@ def _measured(*rows: tuple[encoding.NumericPath, float, float]) -> list[Measurem
         ((2.0, 1.0), (2.5, 0.99997), FP32),  # does not pay enough to give up precision
         ((2.0, 0.99), (4.0, 0.99), PLAIN),  # batches by budget are wrong for this model
         ((2.0, float("nan")), (4.0, float("nan")), PLAIN),
+        ((2.0, 0.99), (4.0, 0.99997), PLAIN),  # the batches are wrong, whatever bf16 makes of it
     ],
 )
 def test_the_fastest_path_that_holds_parity_is_chosen(

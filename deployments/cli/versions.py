@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -15,14 +16,22 @@ def history(
     store: StoreOption = None,
     state: StateOption = None,
     runs: Annotated[int, typer.Option(min=0, help="How many of the latest runs to list.")] = 10,
+    on: Annotated[
+        datetime | None,
+        typer.Option(formats=["%Y-%m-%d"], help="Only what served on this day (UTC), and why."),
+    ] = None,
 ) -> None:
-    """List every change of production, and how the latest runs ended."""
+    """List every change of production, and how the latest runs ended; or what served on one day."""
     from deployments import show
     from tasks import registry
     from tasks.runs import read_outcome
 
     opened = connect(state, store)
     changes = registry.history(opened)
+    if on is not None:
+        served = registry.served_on(changes, on.date())
+        show.to(console, show.ledger(served) if served else f"On {on:%Y-%m-%d} the base model served.")
+        return
     show.to(console, show.ledger(changes) if changes else "Production has never changed: the base model serves.")
     latest = sorted(opened.folders("runs/"), reverse=True)[:runs]
     outcomes = [found for found in (read_outcome(opened, run) for run in latest) if found is not None]
@@ -55,8 +64,7 @@ def rollback(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Put an earlier version back into production. Needs the store only, not Prefect."""
-    from datetime import UTC, datetime
+    """Put an earlier version back into production. Needs the store only, not Prefect, and sends no event."""
     from uuid import uuid4
 
     from tasks import registry
@@ -67,3 +75,8 @@ def rollback(
         opened, to, run_id=run_id(datetime.now(UTC), uuid4().hex), who=getpass.getuser(), reason=reason
     )
     console.print(f"version {change.version} serves again, in place of {change.previous}")
+    console.print(
+        "No event was sent: tell whoever builds the index"
+        + (", which must be rebuilt." if change.fingerprint.rebuild_index else "; it need not be rebuilt.")
+        + " The flow rollback/manual does the same and sends ratchet.production.changed."
+    )
