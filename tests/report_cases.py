@@ -19,18 +19,18 @@ _WORSE = {"recall_at_10": 0.6711, "mrr": 0.4102, "ndcg_at_10": 0.4655, "map": 0.
 _CANDIDATES: dict[str, dict[str, float]] = {"promoted": _BETTER, "held": _LIKE, "regressed": _WORSE}
 _REASONS: dict[Verdict, list[str]] = {
     "promoted": [
-        "Recall@10 rose from 0.9156 to 0.9422 (+0.0089 to +0.0489 at 99%).",
-        "MRR rose from 0.7433 to 0.7873 (+0.0156 to +0.0739 at 99%).",
+        "Recall@10 rose from 0.9156 to 0.9422 (+0.0080 to +0.0453 at 99%).",
+        "MRR rose from 0.7433 to 0.7873 (+0.0210 to +0.0670 at 99%).",
         "Version 5a1f0c3d9b2e serves since 2026-11-24 03:34 UTC, as change 3.",
     ],
     "held": [
-        "Recall@10 rose from 0.9156 to 0.9200 by +0.0044, but not surely (-0.0133 to +0.0222 at 99%).",
-        "MRR fell from 0.7433 to 0.7391 by -0.0042, but not surely (-0.0288 to +0.0201 at 99%).",
+        "Recall@10 rose from 0.9156 to 0.9200 by +0.0044, but not surely (-0.0087 to +0.0175 at 99%).",
+        "MRR fell from 0.7433 to 0.7391 by -0.0042, but not surely (-0.0172 to +0.0089 at 99%).",
         "With 225 test queries a gain of 0.0274 in Recall@10 would have shown on 8 of 10 nights.",
     ],
     "regressed": [
-        "Recall@10 fell from 0.9156 to 0.6711 (-0.3111 to -0.1822 at 99%).",
-        "MRR fell from 0.7433 to 0.4102 (-0.3920 to -0.2755 at 99%).",
+        "Recall@10 fell from 0.9156 to 0.6711 (-0.3176 to -0.1714 at 99%).",
+        "MRR fell from 0.7433 to 0.4102 (-0.4284 to -0.2378 at 99%).",
         "The candidate is worse, so production stays.",
     ],
     "blocked": [

@@ -19,6 +19,8 @@ from tests.rows import BROKEN_CELLS
 
 pytestmark = pytest.mark.stack
 
+_CHECK_LEAKS = night.check_leaks
+
 ONE_PER_CHECK = list({check: (what, check, rows) for what, check, rows in BROKEN_CELLS}.values())
 
 
@@ -66,6 +68,21 @@ def test_one_broken_cell_blocks_the_night(
     assert outcome.verdict == "blocked", what
     findings = json.loads(serving.get(f"runs/{outcome.run_id}/checks.json").body)["result"]["findings"]
     assert check in {found["name"] for found in findings if not found["success"] and found["severity"] == "critical"}
+    _unchanged(serving, before, outcome)
+
+
+def test_a_test_side_that_repeats_the_train_side_blocks_the_night(
+    serving: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries that differ in a number alone are on both sides: what they measure is memory, and nothing is trained."""
+    monkeypatch.setattr(night, "check_leaks", _CHECK_LEAKS)
+    before = serving.get("production.json").body
+    query = "how do I reset the password of my account when I have forgotten it, says customer {}"
+    rows = ({"query": query.format(i), "document": f"part {i} is cast from iron"} for i in range(150))
+    serving.put("pairs/a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    outcome = retrain(store=serving.url)
+    assert outcome.verdict == "blocked", outcome.reasons
+    assert "train" in outcome.reasons[0]
     _unchanged(serving, before, outcome)
 
 

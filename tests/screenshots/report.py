@@ -32,6 +32,8 @@ def take(folder: Path) -> None:
                 page.screenshot(path=picture, full_page=True)
                 page.close()
                 _shrink(picture)
+        with Image.open(folder / "report-promoted-light.png") as whole:
+            whole.crop((0, 0, whole.width, 860)).save(folder / "report.png", optimize=True)
 
 
 def _shrink(picture: Path) -> None:
