@@ -54,10 +54,11 @@ def test_every_field_of_the_form_says_what_it_is(group: str, fields: dict[str, d
 
 
 def test_the_form_shows_the_groups_in_order_and_ends_with_the_reason() -> None:
-    """Three groups are models, each a card with its own description; the reason is one field, and the last."""
+    """Four groups are models, each a card with its own description; the reason is one field, and the last."""
     fields = parameter_schema(retrain).model_dump()["properties"]
-    assert list(fields) == ["store", "training", "gate", "checks", "fine_tune_deployment", "force", "reason"]
-    assert [name for name, field in fields.items() if "$ref" in field] == ["training", "gate", "checks"]
+    groups = ["training", "gate", "checks", "limits"]
+    assert list(fields) == ["store", *groups, "fine_tune_deployment", "force", "reason"]
+    assert [name for name, field in fields.items() if "$ref" in field] == groups
     assert (fields["reason"]["minLength"], fields["reason"]["default"]) == (1, "manual")
     assert parameter_schema(rollback).model_dump()["properties"]["reason"]["minLength"] == 1
 
