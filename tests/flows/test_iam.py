@@ -19,7 +19,6 @@ from botocore.exceptions import ClientError
 from deployments import demo, local, seaweedfs
 from flows.retrain import retrain
 from tasks import registry
-from tasks.checkpoints import Checkpoints
 from tasks.intake import quarantined, take_in
 from tasks.storage import Store
 from tests.flows.test_night import FAST, PAIRS, SPLIT, _cut
@@ -223,9 +222,9 @@ def test_the_trainer_does_everything_a_night_writes(roles: dict[str, Store], tmp
     assert trainer.probe() == []
     take_in(trainer, writer="second")
     assert list(quarantined(trainer))
-    checkpoints = Checkpoints(trainer, "runs/second/checkpoints/")
-    trainer.put("runs/second/checkpoints/000000000001-x.safetensors", b"")
-    checkpoints.clear()
+    checkpoint = "runs/second/checkpoints/000000000001-x.safetensors"
+    trainer.put(checkpoint, b"")
+    trainer.delete([checkpoint])
     assert not list(trainer.entries("runs/second/checkpoints/"))
     before = registry.read_production(trainer)
     assert before is not None
