@@ -9,7 +9,7 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tasks.config import Delta, Model, Outcome
-from tasks.report import Material, escape_markdown, html, markdown, score_rows
+from tasks.report import Material, dimension_rows, escape_markdown, html, markdown, score_rows
 
 HOSTILE = '<script>alert(1)</script> | [a](javascript:x) `b` ![i](http://evil/x.png)\n# head "quoted"'
 
@@ -84,3 +84,11 @@ def test_numbers_and_names_stay_readable() -> None:
     """Recall@10 is shown as Recall@10, in a sentence and in a table cell."""
     assert _rendered(escape_markdown("Recall@10 rose (0.84 to 0.94).")) == "<p>Recall@10 rose (0.84 to 0.94).</p>\n"
     assert "<td>a|b</td>" in _rendered(f"| x |\n|---|\n| {escape_markdown('a|b')} |\n")
+
+
+def test_the_first_night_shows_the_base_model_as_production() -> None:
+    """Nothing served before: what production's column says is the base model's figure, at every dimension too."""
+    found = Material(
+        by_dimension={"production": {"384": {"recall_at_10": 0.5}}, "candidate": {"384": {"recall_at_10": 0.6}}}
+    )
+    assert dimension_rows(found) == [("384", "0.5000", "0.5000", "0.6000", "1.54 GB")]
