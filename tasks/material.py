@@ -83,17 +83,17 @@ def gather(store: Store, outcome: Outcome) -> Material:
     A broken-off run has less of all; what is missing is left out, never made up.
     """
     folder = f"runs/{outcome.run_id}"
-    checks = _find(store, f"{folder}/leaks.json") or _find(store, f"{folder}/checks.json")
+    checks = runs.find_json(store, f"{folder}/leaks.json") or runs.find_json(store, f"{folder}/checks.json")
     result = checks.get("result", {})
-    scores = _find(store, f"{folder}/scores.json")
-    slices = _slices(_find(store, f"{folder}/decision.json"))
-    since = int(_find(store, f"{folder}/begin.json").get("last_commit", 0))
+    scores = runs.find_json(store, f"{folder}/scores.json")
+    slices = _slices(runs.find_json(store, f"{folder}/decision.json"))
+    since = int(runs.find_json(store, f"{folder}/begin.json").get("last_commit", 0))
     entries = commit_log.read(store, range(since + 1, outcome.commit + 1)) if outcome.commit else []
     objects = sorted((source for entry in entries for source in entry.objects), key=lambda s: (-s.accepted, s.key))
     return Material(
         checks=checks.get("table", ()),
         by_dimension={side: scores[side]["by_dimension"] for side in _sides(scores)},
-        training=_find(store, f"{folder}/train.json"),
+        training=runs.find_json(store, f"{folder}/train.json"),
         slices=slices[:SLICES],
         more_slices=max(0, len(slices) - SLICES),
         moved=scores.get("moved", {}),
@@ -106,7 +106,7 @@ def gather(store: Store, outcome: Outcome) -> Material:
         ],
         more_objects=max(0, len(objects) - OBJECTS),
         history=_history(store, outcome),
-        parameters=_find(store, f"{folder}/parameters.json"),
+        parameters=runs.find_json(store, f"{folder}/parameters.json"),
         versions=_versions(),
         numeric_path=scores.get("numeric_path", ""),
     )
@@ -154,9 +154,3 @@ def _history(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
 def _versions() -> dict[str, str]:
     """Python and the libraries that a result depends on."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in _PACKAGES}}
-
-
-def _find(store: Store, key: str) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none."""
-    blob = store.find(key)
-    return {} if blob is None else dict(orjson.loads(blob.body))

@@ -363,7 +363,7 @@ def _start(
 def _awaited(store: Store, key: str, seconds: float) -> dict[str, Any]:
     """What another machine writes under `key`; TimeoutError when it has not in time."""
     last = time.monotonic() + seconds
-    while not (found := _find(store, key)):
+    while not (found := runs.find_json(store, key)):
         if time.monotonic() > last:
             raise TimeoutError(f"{store.uri(key)} has not been written in {seconds:g} s by the machine that should")
         time.sleep(1)
@@ -411,9 +411,3 @@ def _cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:
 def _result(store: Store, run_id: str, step: str) -> dict[str, Any]:
     """What an earlier step of this run found; MissingKeyError when it has not run."""
     return dict(orjson.loads(store.get(f"runs/{run_id}/{step}.json").body))
-
-
-def _find(store: Store, key: str) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is none."""
-    blob = store.find(key)
-    return {} if blob is None else dict(orjson.loads(blob.body))

@@ -46,6 +46,12 @@ def once(store: Store, key: str, compute: Callable[[], dict[str, Any]]) -> dict[
     return dict(orjson.loads(found.body))
 
 
+def find_json(store: Store, key: str) -> dict[str, Any]:
+    """The JSON object under `key`, or an empty one where there is none."""
+    blob = store.find(key)
+    return {} if blob is None else dict(orjson.loads(blob.body))
+
+
 def write_outcome(store: Store, outcome: Outcome) -> str:
     """Store `runs/<run_id>/outcome.json`; returns its key.
 
