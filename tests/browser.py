@@ -13,8 +13,11 @@ import pytest
 ARGUMENTS = (
     "--no-sandbox",  # as root there is none; pages are our own, on loopback
     "--disable-gpu",
+    "--no-proxy-server",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",  # what a page asks of outside fails at once
     "--disable-quic",
     "--no-first-run",
+    "--lang=en-US",
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
