@@ -30,12 +30,12 @@ def fine_tune(
 
     Args:
         run_id: The night's run; its folder in the store takes all results.
-        commit: The intake commit that fixes the data.
-        production: Version to compare with, and to start from if so set; the base model when left out.
-        store: s3://bucket/prefix; RATCHET_STORE when left out.
-        training: How to fine-tune.
-        gate: How much slower the candidate may serve.
-        checks: How many test queries may have a near-identical training query.
+        commit: Number of the intake commit that fixes the data.
+        production: Version to compare with, and to start from if so set. None: the base model.
+        store: Where data and models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
+        training: How a candidate is fine-tuned.
+        gate: Of this, how much slower than production the candidate may encode.
+        checks: Of this, how many test queries may have a near-identical training query.
 
     Returns:
         The content of `runs/<run_id>/scores.json`; of `leaks.json` where that blocks the night.

@@ -51,28 +51,28 @@ class Night:
 
 @flow(name="retrain")
 def retrain(
+    reason: Reason = "manual",
+    force: bool = False,
     store: str | None = None,
+    fine_tune_deployment: str | None = None,
     training: Training = _TRAINING,
     gate: Gate = _GATE,
     checks: Checks = _CHECKS,
     limits: Limits = _LIMITS,
-    fine_tune_deployment: str | None = None,
-    force: bool = False,
-    reason: Reason = "manual",
 ) -> Outcome:
     """Fine-tune on everything up to tonight's new pairs, and promote the result only if it is surely better.
 
     Production is left exactly as it is unless Recall@10 and MRR both improve on the same held-out queries.
 
     Args:
-        store: s3://bucket/prefix; RATCHET_STORE when left out.
-        training: How a candidate is fine-tuned.
-        gate: When a candidate may replace production.
-        checks: What the data must be like.
-        limits: What one uploaded object may be; what is beyond goes to quarantine.
-        fine_tune_deployment: Deployment that trains and scores, such as fine-tune/gpu; this process when left out.
+        reason: Why this run is started, in 1 to 500 characters; it goes into the outcome, the report and the ledger.
         force: Fine-tune even though no new pairs have arrived since the last night.
-        reason: Why this run was started; it goes into the outcome, the report and the ledger.
+        store: Where data, models and runs are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
+        fine_tune_deployment: Deployment that trains and scores, such as fine-tune/gpu. None: the process of this run.
+        training: How a candidate is fine-tuned. The defaults are a recipe that was measured.
+        gate: When a candidate may replace production.
+        checks: What the data must be like: a critical finding blocks the night, a warning is only shown.
+        limits: What one uploaded object may be; what is beyond goes to quarantine.
 
     Returns:
         The outcome, which is also `runs/<run_id>/outcome.json`.

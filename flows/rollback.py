@@ -11,13 +11,13 @@ from tasks.config import Reason
 
 
 @flow(name="rollback", flow_run_name="rollback-{to_version}")
-def rollback(store: str | None = None, to_version: str | None = None, reason: Reason = "manual") -> dict[str, object]:
+def rollback(reason: Reason = "manual", to_version: str | None = None, store: str | None = None) -> dict[str, object]:
     """Serve the previous or a named version again, by the same conditional write and ledger as a promotion.
 
     Args:
-        store: s3://bucket/prefix; RATCHET_STORE when left out.
-        to_version: Version to serve; the one that served before the current one when left out.
-        reason: Why, for the ledger and for whoever reads it later.
+        reason: Why, in 1 to 500 characters, for the ledger and for whoever reads it later.
+        to_version: Version to serve again, as `ratchet history` shows it. None: the one that served before this one.
+        store: Where the models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
 
     Returns:
         The new content of production.json.

@@ -15,15 +15,15 @@ _WATCH, _LIMITS = Watch(), Limits()
 
 
 @flow(name="watch-production", flow_run_name="watch-production")
-def watch_production(store: str | None = None, watch: Watch = _WATCH, limits: Limits = _LIMITS) -> dict[str, Any]:
+def watch_production(watch: Watch = _WATCH, limits: Limits = _LIMITS, store: str | None = None) -> dict[str, Any]:
     """Score the serving model on labels that have arrived since it was trained, and tell people if it has drifted.
 
     New objects are taken in first, exactly once like everywhere. Production is never changed.
 
     Args:
-        store: s3://bucket/prefix; RATCHET_STORE when left out.
         watch: When production counts as drifted or stale.
-        limits: What one uploaded object may be; the same as of the nights.
+        limits: What one uploaded object may be; give the same as to the nights.
+        store: Where data and models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
 
     Returns:
         What serves, its latest windows of fresh labels, and since when it has drifted.

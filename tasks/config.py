@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -22,8 +23,21 @@ class Parameters(BaseModel):
 
 
 def _field(default: Any, position: int, description: str, **bounds: Any) -> Any:
-    """Declare a field with its description and its place in the form of the Prefect UI."""
-    return Field(default, description=description, json_schema_extra={"position": position}, **bounds)
+    """Declare a field with its description and its place in the form of the Prefect UI.
+
+    The form says nothing of bounds before a value is outside them, so there the description ends with them.
+    """
+    shown: dict[str, Any] = {"position": position, "description": f"{description}{_in_words(bounds)}"}
+    return Field(default, description=description, json_schema_extra=shown, **bounds)
+
+
+def _in_words(bounds: Mapping[str, Any]) -> str:
+    """The bounds of a number as a sentence, " From 1 to 50." or " More than 0, at most 0.1."; empty without bounds."""
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    if {"ge", "le"} <= set(bounds):
+        return f" From {bounds['ge']:,} to {bounds['le']:,}."
+    said = ", ".join(f"{word} {bounds[name]:,}" for name, word in words.items() if name in bounds)
+    return f" {said[0].upper()}{said[1:]}." if said else ""
 
 
 class Training(Parameters):
@@ -32,56 +46,67 @@ class Training(Parameters):
     base_model: str = _field(
         BUNDLED_MODEL,
         0,
-        "Model to start from: a hub id, a folder, or pkg:NAME for the one that the installed package NAME ships.",
+        "Model to start from: a Hugging Face id, a folder, or pkg:NAME for the one that the installed package NAME "
+        "ships.",
         min_length=1,
     )
-    epochs: int = _field(1, 1, "Passes over the training pairs.", ge=1, le=50)
-    batch_size: int = _field(
-        64, 2, "Pairs per step; the other documents of the batch are its negatives.", ge=2, le=4096
-    )
-    learning_rate: float = _field(2e-4, 3, "Peak learning rate of AdamW.", gt=0, le=0.1)
-    warmup_share: float = _field(0.1, 4, "Share of the steps over which the learning rate rises, 0 to 1.", ge=0, lt=1)
-    max_length: int = _field(
-        128, 5, "Tokens per text while training; serving keeps the base model's limit.", ge=8, le=8192
-    )
-    matryoshka_dims: tuple[int, ...] = _field(
-        (256, 128, 64, 32), 6, "Dimensions trained to work when vectors are cut; the full one always is. Empty: off."
-    )
-    loss: Literal["auto", "ranking", "triplet"] = _field(
-        "auto", 7, "auto: in-batch ranking for pairs and triplets; triplet: TripletLoss for rows with a negative."
-    )
-    precision: Literal["auto", "fp32", "bf16"] = _field("auto", 8, "auto: bf16 where the processor computes it faster.")
-    seed: int = _field(42, 9, "Seed of the order of batches and of every random number.", ge=0, le=2**31 - 1)
-    max_minutes: float | None = _field(
-        None, 10, "Stop cleanly after this many minutes, with the best model so far.", gt=0
-    )
-    price_per_hour: float = _field(
-        0.75, 11, "Dollars per hour of the training machine, for the cost in the report.", ge=0
-    )
-    checkpoint_minutes: float = _field(
-        10.0, 12, "Minutes between checkpoints, from which a killed fine-tune goes on.", gt=0, le=1440
-    )
-    processes: int = _field(
-        1, 13, "Processes that share each batch on this machine: one per GPU, or several on its CPU.", ge=1, le=64
-    )
-    max_cost: float | None = _field(
-        None, 14, "Stop cleanly at this many dollars, at price_per_hour, with the best model so far.", gt=0
-    )
-    hard_negatives: int = _field(
-        0, 15, "Negatives per pair mined among the training documents with the starting model. 0: none.", ge=0, le=16
-    )
-    quick: bool = _field(False, 16, "Train only the upper half of the layers: faster, and usually a little worse.")
     start_from: Literal["base", "production"] = _field(
         "base",
-        17,
+        1,
         "base: the base model, on all pairs so far. production: what serves, on the pairs that are new to it and a "
         "share of old ones; from base where nothing serves, or what serves came from another base model.",
     )
     replay_share: float = _field(
-        0.5, 18, "Starting from production: old rows / all rows of the training, 0 to 0.95.", ge=0, le=0.95
+        0.5, 2, "Starting from production: old rows / all rows of the training.", ge=0, le=0.95
     )
     full_retrain_every: int = _field(
-        7, 19, "Starting from production: every so many fine-tunings one starts from base again.", ge=2, le=365
+        7, 3, "Starting from production: every so many fine-tunings one starts from base again.", ge=2, le=365
+    )
+    epochs: int = _field(1, 4, "Passes over the training pairs.", ge=1, le=50)
+    batch_size: int = _field(
+        64, 5, "Pairs per step; the other documents of the batch are its negatives.", ge=2, le=4096
+    )
+    learning_rate: float = _field(2e-4, 6, "Peak learning rate of AdamW.", gt=0, le=0.1)
+    warmup_share: float = _field(0.1, 7, "Steps over which the learning rate rises / all steps.", ge=0, lt=1)
+    max_length: int = _field(
+        128, 8, "Tokens per text while training; serving keeps the base model's limit.", ge=8, le=8192
+    )
+    matryoshka_dims: tuple[int, ...] = _field(
+        (256, 128, 64, 32),
+        9,
+        "Dimensions that vectors can be cut to and still serve; the full one is always trained. Empty: that only.",
+    )
+    loss: Literal["auto", "ranking", "triplet"] = _field(
+        "auto",
+        10,
+        "auto, ranking: in-batch ranking for pairs and triplets. triplet: TripletLoss for rows with a negative. Rows "
+        "with a score are trained with CoSENT, whichever it is.",
+    )
+    hard_negatives: int = _field(
+        0, 11, "Negatives per pair mined among the training documents with the starting model. 0: none.", ge=0, le=16
+    )
+    quick: bool = _field(False, 12, "Train only the upper half of the layers: faster, and usually a little worse.")
+    precision: Literal["auto", "fp32", "bf16"] = _field(
+        "auto", 13, "auto: bf16 where the processor computes it faster, else fp32."
+    )
+    seed: int = _field(42, 14, "Seed of the order of batches and of every random number.", ge=0, le=2**31 - 1)
+    max_minutes: float | None = _field(
+        None, 15, "Stop cleanly after this many minutes, with the best model so far. None: no limit.", gt=0
+    )
+    max_cost: float | None = _field(
+        None,
+        16,
+        "Stop cleanly at this many dollars, at price_per_hour, with the best model so far. None: no limit.",
+        gt=0,
+    )
+    price_per_hour: float = _field(
+        0.75, 17, "Dollars per hour of the training machine, for the cost in the report.", ge=0
+    )
+    checkpoint_minutes: float = _field(
+        10.0, 18, "Minutes between checkpoints, from which a killed fine-tuning goes on.", gt=0, le=1440
+    )
+    processes: int = _field(
+        1, 19, "Processes that share each batch on this machine: one per GPU, or several on its CPU.", ge=1, le=64
     )
     nodes: int = _field(
         1,
@@ -122,7 +147,7 @@ are, whichever setting chose them."""
 class Gate(Parameters):
     """When a candidate may replace production."""
 
-    min_gain: float = _field(0.0, 0, "Recall@10 and MRR must each rise by more than this (0 to 1).", ge=0, le=1)
+    min_gain: float = _field(0.0, 0, "Recall@10 and MRR must each rise by more than this (0.01: 1 point).", ge=0, le=1)
     confidence: float = _field(
         0.99,
         1,
@@ -132,13 +157,19 @@ class Gate(Parameters):
     )
     min_test_queries: int = _field(50, 2, "Fewer test queries than this never promote.", ge=1)
     max_slice_drop: float = _field(
-        0.05, 3, "No large slice may fall by more than this in Recall@10 or MRR.", ge=0, le=1
+        0.05, 3, "No large slice may fall by more than this in Recall@10 or MRR (0.05: 5 points).", ge=0, le=1
     )
     min_slice_queries: int = _field(30, 4, "Slices with fewer test queries than this are shown, not judged.", ge=1)
-    resamples: int = _field(10_000, 5, "Bootstrap resamples.", ge=1_000, le=100_000)
+    resamples: int = _field(
+        10_000, 5, "Resamples of the bootstrap; more of them make its intervals steadier.", ge=1_000, le=100_000
+    )
     seed: int = _field(0, 6, "Seed of the bootstrap.", ge=0, le=2**31 - 1)
     max_serving_slowdown: float = _field(
-        2.0, 7, "Times production's encoding time beyond which a candidate is not promoted.", gt=1, le=100
+        2.0,
+        7,
+        "A candidate that takes more than this many times as long as production to encode is not promoted.",
+        gt=1,
+        le=100,
     )
 
 
@@ -163,10 +194,10 @@ class Checks(Parameters):
         le=1,
     )
     max_length_drift: float = _field(
-        2.0, 7, "Times by which the median text length of new rows may differ from the history before a warning.", gt=1
+        2.0, 7, "A warning where the median text of new rows is this many times longer or shorter than before.", gt=1
     )
     max_foreign_share: float = _field(
-        0.1, 8, "Share of rows in languages the base model does not support that warns.", ge=0, le=1
+        0.1, 8, "Rows in languages that the base model does not support / all rows that give a warning.", ge=0, le=1
     )
     max_leaked_share: float = _field(
         0.3,
@@ -192,7 +223,7 @@ class Watch(Parameters):
     max_drop: float = _field(
         0.05,
         1,
-        "Recall@10 or MRR (0 to 1) may be lower than at promotion by this much before a window counts as below.",
+        "A window is below where Recall@10 or MRR is lower than at promotion by more than this (0.05: 5 points).",
         ge=0,
         lt=1,
     )
@@ -224,17 +255,20 @@ class Limits(Parameters):
     max_object_rows: int = _field(1_000_000, 2, "Most lines (of Parquet: rows) of one object.", ge=1)
     max_decompressed_bytes: int = _field(1 << 30, 3, "Most bytes one object may unpack to.", ge=1 << 10)
     max_compression_ratio: float = _field(
-        200.0, 4, "Most times an object of over 16 MiB may have grown when unpacked.", gt=1
+        200.0, 4, "Times that an object may grow when it is unpacked, where that makes it larger than 16 MiB.", gt=1
     )
     max_text_chars: int = _field(1_000_000, 5, "Longest text, in characters.", ge=1)
     max_negatives: int = _field(100, 6, "Most negatives of one row.", ge=1)
     max_commit_rows: int = _field(200_000, 7, "Rows after which an intake commit is closed.", ge=1)
     max_commit_bytes: int = _field(1 << 28, 8, "Bytes of source objects after which an intake commit is closed.", ge=1)
     full_listing_below: int = _field(
-        10_000, 9, "Up to so many known objects every listing is a full one: it costs little.", ge=0
+        10_000, 9, "Up to this many known objects every night lists all of them: it costs little.", ge=0
     )
     full_listing_commits: int = _field(
-        8, 10, "Commits after which not only recent partitions are listed, but everything.", ge=1
+        8,
+        10,
+        "Above that: commits after which everything is listed again; in between, only recent partitions are.",
+        ge=1,
     )
 
 

@@ -51,13 +51,15 @@ def test_every_field_of_the_form_says_what_it_is(group: str, fields: dict[str, d
         for kind in _types(field):
             if kind.get("type") in NUMERIC:
                 assert BOUNDS & set(kind), f"{group}.{name} has no bounds"
+                for bound in BOUNDS & set(kind):  # said in words as well: the form shows none
+                    assert f"{kind[bound]:,}".removesuffix(".0") in field["description"], f"{group}.{name}"
 
 
-def test_the_form_shows_the_groups_in_order_and_ends_with_the_reason() -> None:
-    """Four groups are models, each a card with its own description; the reason is one field, and the last."""
+def test_the_form_begins_with_the_reason_and_shows_the_groups_in_order() -> None:
+    """The reason is one field, and the first; four groups are models, each a card with its own description."""
     fields = parameter_schema(retrain).model_dump()["properties"]
     groups = ["training", "gate", "checks", "limits"]
-    assert list(fields) == ["store", *groups, "fine_tune_deployment", "force", "reason"]
+    assert list(fields) == ["reason", "force", "store", "fine_tune_deployment", *groups]
     assert [name for name, field in fields.items() if "$ref" in field] == groups
     assert (fields["reason"]["minLength"], fields["reason"]["default"]) == (1, "manual")
     assert parameter_schema(rollback).model_dump()["properties"]["reason"]["minLength"] == 1
