@@ -85,7 +85,10 @@ def build(pool: str, kind: Kind) -> Template:
     _default(base, "stream_output", False)  # a run must not die of a broken pipe when its worker is killed
     job = base["job_configuration"]
     # merged key by key with the `env` of pool and deployment, which win
-    job["env"] = {"PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS)}
+    job["env"] = {
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",  # what the steps log is shown in the UI as well
+    }
     if kind == "docker":
         _contain(base)
         _docker(base, pool)

@@ -103,9 +103,11 @@ def attention(
         rows = states[0].transpose(0, 1).reshape(-1, heads * width)  # (tokens, heads * width)
         return rows.index_select(0, packed_spread).view(texts, longest, heads, width).transpose(1, 2)
 
-    weights = spread(query) @ spread(key).transpose(2, 3) * (width**-0.5 if scaling is None else scaling)
-    weights = weights.masked_fill(~packed_valid[:, None, None, :], -torch.inf)  # (texts, heads, longest, longest)
-    attended = functional.softmax(weights, dim=-1).to(value.dtype) @ spread(value)
+    scaled = query * (width**-0.5 if scaling is None else scaling)
+    beyond = query.new_zeros(texts, 1, 1, longest).masked_fill(~packed_valid[:, None, None, :], -torch.inf)
+    weights = spread(scaled) @ spread(key).transpose(2, 3) + beyond  # (texts, heads, longest, longest)
+    with torch.autocast(query.device.type, enabled=False):  # softmax computes in fp32 inside, whatever it is given
+        attended = functional.softmax(weights, dim=-1) @ spread(value)
     rows = attended.transpose(1, 2).reshape(texts * longest, heads * width)
     return rows.index_select(0, packed_gather).view(1, -1, heads, width), None
 

@@ -15,6 +15,7 @@ from tasks.buckets import Embedder, Texts
 from tasks.config import Training
 from tasks.encoding import ModelError, load, resolve_model
 from tasks.processes import Group
+from tasks.row_gradients import use_row_gradients
 from tasks.start import BASE
 from tasks.training_result import TrainingError
 
@@ -61,6 +62,7 @@ def open_start(training: Training, start: Start = FROM_BASE) -> SentenceTransfor
             )
     if training.quick:
         _freeze_lower_half(model)
+    use_row_gradients(model)
     return model.eval()  # as opposed to train(): the only difference is dropout
 
 

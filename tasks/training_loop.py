@@ -98,7 +98,9 @@ class Loop:
         self.documents = Texts(model, examples.documents, "document")
         self.embedder = embedder(model, self.documents, training, group)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimizer = torch.optim.AdamW(self.parameters, lr=training.learning_rate, weight_decay=0.0)
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=model.device.type in ("cpu", "cuda")
+        )  # fused: each tensor is read once per step, not once per operation
 
     # --- the run -----------------------------------------------------------------------------------------
 
@@ -217,6 +219,10 @@ class Loop:
             if self.cached:
                 self.embedder.chunk_tokens //= 2
             self.cached = True
+            _LOG.warning(
+                "memory ran out: going on with the activations of one bucket at a time, of at most %d tokens",
+                self.embedder.chunk_tokens,
+            )
 
     def _plain_gradients(self, batch: Batch) -> float:
         queries, documents = self.embedder.embed((self.queries, batch.queries), (self.documents, batch.documents))

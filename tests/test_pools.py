@@ -100,6 +100,7 @@ def test_every_run_beats_its_heart_and_needs_no_worker_to_listen(pool: str, kind
     if isinstance(found, list):
         found = {entry["name"]: entry["value"] for entry in found}
     assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "60"
+    assert found["PREFECT_LOGGING_EXTRA_LOGGERS"] == "tasks"
     assert found["OMP_NUM_THREADS"] == "4"
     assert found["PREFECT_API_URL"] == API
 

@@ -244,7 +244,7 @@ def test_progress_and_estimate_are_reported(base: str, tmp_path: Path) -> None:
 
 
 def test_out_of_memory_halves_the_buckets_and_goes_on(
-    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Memory runs out above 100 tokens at once: smaller buckets with cached gradients end with the same loss curve."""
     undisturbed = train(ROWS, None, [], settings(base, epochs=1), tmp_path / "undisturbed")
@@ -261,6 +261,7 @@ def test_out_of_memory_halves_the_buckets_and_goes_on(
     trained = train(ROWS, None, [], settings(base, epochs=1), tmp_path / "model")
     assert trained.cached
     assert trained.bucket_tokens in {64, 128}
+    assert f"at most {trained.bucket_tokens} tokens" in caplog.text
     np.testing.assert_allclose(trained.losses, undisturbed.losses, rtol=2e-3)
 
 
