@@ -88,6 +88,7 @@ class Loop:
         self.cached = False
         self.planned = training.epochs * examples.steps(training.batch_size)
         self.expected = Estimate(0.0, 0.0)
+        self._between_steps = True  # otherwise some weights have taken a step that others have not
 
         torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
         hardware.prepare(model.device)
@@ -140,22 +141,33 @@ class Loop:
             self.stopped = self._reason_to_stop()
             if self.stopped is not None:
                 break
-            self._step(step, batch)
+            try:
+                self._step(step, batch)
+            except Exception:
+                raise
+            except BaseException:  # asked to end (SIGTERM under Prefect, Ctrl-C): what was done is not lost
+                if checkpoints is not None and self.group.leads and self.losses and self._between_steps:
+                    self._keep(checkpoints, step - 1)
+                raise
             report("step", step, self.planned, self.losses[-1])
             if scored and (step in when or self._late()):
                 self._take_score(self._score(scored, step))
             due = time.perf_counter() - saved >= self.training.checkpoint_minutes * 60
             if checkpoints is not None and self.group.leads and due:
-                try:
-                    checkpoints.save(step, self.checkpoint())
-                except StoreError as error:  # a missed checkpoint costs nothing, the training itself may be hours
-                    _LOG.warning("no checkpoint after step %d: %s", step, error)
+                self._keep(checkpoints, step)
                 saved = time.perf_counter()
         if self.best is None:
             self.best_step = len(self.losses)
         elif self.best_step < len(self.losses):
             self.model.load_state_dict(self.best)
         self.model.max_seq_length = self._serving_length
+
+    def _keep(self, checkpoints: Checkpoints, step: int) -> None:
+        """Save a checkpoint; a missed one costs nothing, while the training itself may be hours."""
+        try:
+            checkpoints.save(step, self.checkpoint())
+        except StoreError as error:
+            _LOG.warning("no checkpoint after step %d: %s", step, error)
 
     def _score(self, dev: Dev, step: int) -> Score:
         try:
@@ -199,9 +211,11 @@ class Loop:
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step}: lower the learning rate ({rate:.1g} there)")
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self._between_steps = False
         self.optimizer.step()
         self.losses.append(loss)
         self.pairs += batch.pairs
+        self._between_steps = True
 
     def _gradients(self, batch: Batch) -> float:
         """Leave the gradients of one batch's loss in the parameters; when memory runs out, with smaller buckets."""

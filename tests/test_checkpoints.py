@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from tasks.checkpoints import Checkpoint, Checkpoints
 from tasks.storage import Store
 from tasks.training import Trained, train
+from tasks.training_loop import Loop
 from tests import tiny_models
 from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
 
@@ -116,6 +118,35 @@ def test_a_resumed_run_gives_the_same_bytes(store: Store, tmp_path: Path, monkey
     assert trained.resumed == 10
     for path in (tmp_path / "undisturbed").rglob("*.*"):
         assert (tmp_path / "model" / path.relative_to(tmp_path / "undisturbed")).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(("asked_during", "kept"), [("_gradients", 11), ("optimizer", 0)])
+def test_a_run_that_is_asked_to_end_keeps_what_is_whole(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked_during: str, kept: int
+) -> None:
+    """In step 12, with no checkpoint due: before the weights move, the 11 steps are kept; while they move, nothing."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    undisturbed = train(ROWS, None, [], settings(base), tmp_path / "undisturbed")
+    steps = 0
+
+    def terminated(*_: object, **__: object) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 12:
+            raise KeyboardInterrupt
+
+    def first(function: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **options: (terminated(), function(*args, **options))[1]
+
+    where = (torch.optim.AdamW, "step") if asked_during == "optimizer" else (Loop, "_plain_gradients")
+    with monkeypatch.context() as patched:
+        patched.setattr(Loop, "estimate", lambda *_: None)  # it computes gradients as well
+        patched.setattr(*where, first(getattr(*where)))
+        with pytest.raises(KeyboardInterrupt):
+            train(ROWS, None, [], settings(base), tmp_path / "model", checkpoints=Checkpoints(store, PREFIX))
+    again = train(ROWS, None, [], settings(base), tmp_path / "model", checkpoints=Checkpoints(store, PREFIX))
+    assert again.resumed == kept
+    assert again.losses == undisturbed.losses
 
 
 def test_other_settings_begin_at_the_beginning(store: Store, tmp_path: Path) -> None:
