@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final
 from uuid import UUID
 
-from deployments import differences
+from deployments import channels, differences
 from deployments.settings import AlertName, Settings
 from tasks.alerts import REPLACEMENTS
 
@@ -155,17 +155,17 @@ def apply(settings: Settings, channels: Mapping[str, UUID | None], *, dry_run: b
 
 
 def find() -> list[Automation]:
-    """Ratchet's automations on the server, by name."""
+    """Ratchet's automations on the server: those that send something first, each by name."""
     from prefect.client.orchestration import get_client
 
     with get_client(sync_client=True) as client:
         found = [one for one in client.read_automations() if one.name.startswith(PREFIX)]
-    return sorted(found, key=lambda one: one.name)  # type: ignore[arg-type] # two classes of that name
+    return sorted(found, key=lambda one: (not _documents(one), one.name))  # type: ignore[arg-type] # two classes of that name
 
 
 def channels_of(automation: Automation) -> list[str]:
-    """Names of the channels that an automation sends to."""
-    return [_block(document)._block_document_name or str(document) for document in _documents(automation)]
+    """Names of the channels that an automation sends to, as the settings have them."""
+    return [_channel(_block(document)) for document in _documents(automation)]
 
 
 def send_test(automation: Automation) -> Iterator[tuple[str, str | None]]:
@@ -177,20 +177,22 @@ def send_test(automation: Automation) -> Iterator[tuple[str, str | None]]:
     from prefect.blocks.abstract import NotificationError
 
     name = automation.name.removeprefix(PREFIX)
-    text = (
-        f"This is a test of the alert {name!r}; nothing has happened. {automation.description} "
-        "What to do then is in docs/alerts.md."
-    )
+    when = automation.description.replace("Alerts when", "It is sent when", 1)
+    text = f"This is a test of the alert {name!r}; nothing has happened. {when} What to do then is in docs/alerts.md."
     for document in _documents(automation):
         block = _block(document)
+        channel = _channel(block)
+        if block is None:
+            yield channel, "its block is no longer on the server; `ratchet deploy` makes it anew"
+            continue
         try:
             with block.raise_on_failure():
                 block.notify(body=text, subject=f"[TEST] Ratchet: {name}")
         except (NotificationError, httpx.HTTPError, httpx.InvalidURL) as error:
             # the kind alone: the message of an HTTP error holds the address, which is a secret
-            yield block._block_document_name or str(document), type(error).__name__
+            yield channel, type(error).__name__
         else:
-            yield block._block_document_name or str(document), None
+            yield channel, None
 
 
 def _documents(automation: Automation) -> list[UUID]:
@@ -200,10 +202,22 @@ def _documents(automation: Automation) -> list[UUID]:
 
 
 def _block(document: UUID) -> Any:
+    """The block of a channel; None where somebody deleted it."""
     import prefect.blocks.notifications  # noqa: F401 # the classes that documents are loaded as
     from prefect.blocks.core import Block
+    from prefect.exceptions import ObjectNotFound
 
-    return Block.load_from_ref(document)
+    try:
+        return Block.load_from_ref(document)
+    except ValueError as error:
+        if isinstance(error.__context__, ObjectNotFound):
+            return None
+        raise
+
+
+def _channel(block: Any) -> str:
+    """A channel's name, from that of its block."""
+    return block._block_document_name.removeprefix(channels.PREFIX) if block is not None else "a deleted channel"
 
 
 def _compared(automation: Any) -> dict[str, Any]:

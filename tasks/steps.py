@@ -14,7 +14,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, get_args
+from uuid import UUID
 
 import httpx
 from prefect import task
@@ -26,13 +27,15 @@ from prefect.artifacts import (
     update_progress_artifact,
 )
 from prefect.cache_policies import NO_CACHE
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
 from tqdm import tqdm
 
 from tasks import alerts, evidence, fresh, night
 from tasks.commit_log import LogError
-from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Watch
+from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.storage import Store, StoreError
 
 
@@ -208,9 +211,18 @@ def conclude(store: str, outcome: Outcome) -> Outcome:
         _show(partial(create_image_artifact, picture, key=f"chart-{chart.name}", description=chart.title))
     summary = f"{outcome.verdict}: {outcome.run_id}"
     _show(lambda: create_markdown_artifact(page, key="report", description=summary))
+    _show(lambda: _tag(outcome.verdict))
     alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
     get_run_logger().info("%s: %s", outcome.verdict, " ".join(outcome.reasons))
     return outcome
+
+
+def _tag(verdict: Verdict) -> None:
+    """Show a night's verdict beside its name in every list of runs, which can be narrowed down to it."""
+    if flow_run.id:
+        tags = {*flow_run.tags} - {*get_args(Verdict)} | {verdict}  # an earlier attempt may have come to another one
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(UUID(flow_run.id), tags=sorted(tags))
 
 
 def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:

@@ -68,6 +68,15 @@ def test_wrong_usage_is_status_2(
     assert capsys.readouterr().err
 
 
+def test_an_unreachable_prefect_server_is_an_error_in_words() -> None:
+    """Status 1, one message that names the setting, no traceback."""
+    done = _ratchet("alerts", PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert "the Prefect server does not answer" in done.stderr
+    assert "PREFECT_API_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_an_unreachable_store_is_an_error_in_words() -> None:
     """Status 1, one message that names the store, no traceback."""
     done = _ratchet(

@@ -61,7 +61,7 @@ def main() -> None:
         errors.print("interrupted")
         sys.exit(130)
     except _expected() as error:
-        errors.print(f"[bold red]error:[/] {escape(str(error))}")
+        errors.print(f"[bold red]error:[/] {escape(_words(error))}")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 
@@ -74,10 +74,26 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 def _expected() -> tuple[type[Exception], ...]:
     """The errors that are said in words; looked up late, as most commands need none of these modules."""
+    from httpx import HTTPError
+
     from deployments.deploy import DeployError
     from deployments.drain import DrainError
     from deployments.follow import RunError
     from tasks.storage import StoreError
     from tasks.versions import RegistryError
 
-    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError)
+    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError, HTTPError)
+
+
+def _words(error: Exception) -> str:
+    """What an error says; of one of HTTP, which only the Prefect server is spoken to by, what to do about it."""
+    from httpx import HTTPError, HTTPStatusError
+
+    if not isinstance(error, HTTPError):
+        return str(error)
+    if not isinstance(error, HTTPStatusError):
+        return f"the Prefect server does not answer ({error}): is PREFECT_API_URL its address, and does it run?"
+    status = error.response.status_code
+    if status in {401, 403}:
+        return "the Prefect server refuses the credentials: PREFECT_API_AUTH_STRING must be its user:password"
+    return f"the Prefect server answers {status}: {error.response.text[:500]}"

@@ -20,16 +20,17 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
     reach_prefect(state)
     from deployments import automations
 
-    found = automations.find()
-    if not found:
-        console.print("No alert is set up: name a channel in ratchet.toml, then `ratchet deploy`.")
-    for automation in found:
+    told = False
+    for automation in automations.find():
         targets = automations.channels_of(automation)
+        told = told or bool(targets)
         off = "" if automation.enabled else ", switched off"
         name = automation.name.removeprefix(automations.PREFIX)
         console.print(
             f"{escape(name):<28} {escape(automation.description)} [dim]({', '.join(targets) or 'no message'}{off})[/]"
         )
+    if not told:
+        console.print("Nobody is told anything: name a channel in ratchet.toml, then `ratchet deploy`.")
 
 
 @app.command("test")

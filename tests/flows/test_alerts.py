@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +21,7 @@ from prefect.events import emit_event
 from prefect.states import Pending, Running, Scheduled, State
 
 from deployments import automations, deploy, local
-from deployments.settings import AlertName, Settings
+from deployments.settings import AlertName, Channel, Settings
 from flows.retrain import retrain
 from flows.watch_production import watch_production
 from tasks import alerts, intake, registry, serving
@@ -157,18 +160,64 @@ def test_no_secret_is_seen_and_none_means_nothing_is_changed(hook: Receiver, cli
     assert _standing(client) == before
 
 
-def test_a_test_alert_of_each_kind_arrives(hook: Receiver) -> None:
-    """Marked as a test, one for every alert that there is."""
-    sent = [result for one in automations.find() for result in automations.send_test(one)]
-    assert [error for _, error in sent if error] == []
+def _ratchet(stack: local.Stack, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    """The command line in a process of its own, on the stack's server."""
+    environment = {**os.environ, **stack.environment(), "NO_COLOR": "1", "COLUMNS": "200", **settings}
+    return subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments],
+        cwd=local.ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_a_test_alert_of_each_kind_arrives(hook: Receiver, on_stack: local.Stack) -> None:
+    """`ratchet alerts` lists each alert with its channel, `ratchet alerts test` sends one of each, marked as a test."""
+    listed = _ratchet(on_stack, "alerts")
+    assert listed.returncode == 0, listed.stderr
+    lines = {line.split(maxsplit=1)[0]: line for line in listed.stdout.splitlines()}
     for name in get_args(AlertName):
-        message = _once_quickly(hook, f"[TEST] Ratchet: {name}")
-        assert "nothing has happened" in message.body
+        assert lines[name].endswith("(hook)")
+    assert "Alerts when a critical data check failed." in lines["blocked"]
+
+    tested = _ratchet(on_stack, "alerts", "test")
+    assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert sorted(line.split() for line in tested.stdout.splitlines()) == sorted(
+        ["sent", name, "to", "hook"] for name in get_args(AlertName)
+    )
+    for name in get_args(AlertName):
+        (message,) = [one for one in hook.messages if one.subject == f"[TEST] Ratchet: {name}"]
+        assert "nothing has happened. It is sent when " in message.body
+    assert hook.count(lambda one: one.subject.startswith("[TEST]")) == len(get_args(AlertName))
 
 
-def _once_quickly(hook: Receiver, subject: str) -> Received:
-    (message,) = [one for one in hook.messages if one.subject == subject]
-    return message
+def test_a_channel_that_takes_no_test_alert_is_named(
+    hook: Receiver, client: SyncPrefectClient, on_stack: local.Stack
+) -> None:
+    """Nobody listens, then the block is gone, then the password is wrong: status 1 and words, never the address."""
+    channels = {
+        "hook": SETTINGS.channels["hook"],
+        "dead": Channel(kind="webhook", secret_env="DEAD", only=("late",)),
+    }
+    environment = {**on_stack.environment(), "HOOK": hook.url, "DEAD": "http://127.0.0.1:9/a-secret-path"}
+    deploy.deploy(Settings(channels=channels), environment=environment)
+    tested = _ratchet(on_stack, "alerts", "test")
+    assert tested.returncode == 1
+    (failed,) = [line for line in tested.stdout.splitlines() if line.startswith("failed")]
+    assert failed.split() == ["failed", "late", "to", "dead:", "ConnectError"]
+    assert f"1 of {len(get_args(AlertName)) + 1} test alerts were not taken" in tested.stderr
+    assert "a-secret-path" not in tested.stdout + tested.stderr
+
+    client.delete_block_document(client.read_block_document_by_name("ratchet-dead", "custom-webhook").id)
+    late = next(one for one in automations.find() if one.name == "ratchet: late")
+    assert automations.channels_of(late) == ["a deleted channel", "hook"]
+    (gone, taken) = automations.send_test(late)
+    assert (gone[0], taken) == ("a deleted channel", ("hook", None))
+    assert "`ratchet deploy` makes it anew" in str(gone[1])
+    deploy.deploy(SETTINGS, environment=environment)
+
+    refused = _ratchet(on_stack, "alerts", PREFECT_API_AUTH_STRING="ratchet:guess")
+    assert refused.returncode == 1
+    assert "refuses the credentials" in refused.stderr
+    assert "Traceback" not in refused.stderr
 
 
 # --- what runs tell themselves ---------------------------------------------------------------------------

@@ -82,6 +82,7 @@ def test_a_night_from_the_form_to_its_report(stack: local.Stack, tmp_path: Path)
 
         page.wait_for_url(f"**/runs/flow-run/{run['id']}**")
         expect(page.get_by_text("Completed", exact=True).first).to_be_visible(timeout=90_000)
+        expect(page.get_by_text("skipped", exact=True).first).to_be_visible(timeout=PATIENCE)  # a tag beside its name
         page.get_by_role("tab", name="Artifacts").click()
         page.get_by_role("link").filter(has_text="report").click()
         page.wait_for_url("**/artifacts/key/report")
