@@ -12,14 +12,14 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any, Final
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 
 _KEPT: Final = 2
 """Newest checkpoints kept while a run goes on."""
@@ -50,11 +50,17 @@ class Checkpoints:
         return _reopened, (self._store.url, self._prefix)
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
-        """Store the state after `step` steps, and drop all but the newest two."""
-        with TemporaryDirectory() as folder:
-            path = Path(folder) / "checkpoint"
-            save_file(dict(checkpoint.tensors), path, {"state": json.dumps(checkpoint.state)})
-            self._store.upload_if_absent(f"{self._prefix}{step:012d}-{_hash(path)}.safetensors", path)
+        """Store the state after `step` steps, and drop all but the newest two.
+
+        Raises StoreError where that fails, also when the disk is full on which it is put together.
+        """
+        try:
+            with TemporaryDirectory() as folder:
+                path = Path(folder) / "checkpoint"
+                save_file(dict(checkpoint.tensors), path, {"state": json.dumps(checkpoint.state)})
+                self._store.upload_if_absent(f"{self._prefix}{step:012d}-{_hash(path)}.safetensors", path)
+        except (OSError, SafetensorError) as error:
+            raise StoreError(f"cannot put a checkpoint together in {gettempdir()}: {error}") from error
         self._store.delete(self._keys()[:-_KEPT])
 
     def latest(self, identity: str) -> Checkpoint | None:

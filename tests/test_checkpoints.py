@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import pytest
 import torch
 
 from tasks.checkpoints import Checkpoint, Checkpoints
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 from tasks.training import Trained, train
 from tasks.training_loop import Loop
 from tests import tiny_models
@@ -55,6 +56,14 @@ def test_a_damaged_checkpoint_is_passed_over(store: Store) -> None:
     assert found.state["losses"] == [0.1]
 
 
+def test_a_disk_that_takes_nothing_is_an_error_of_the_store(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As when it is full: the training, which goes on without a checkpoint, tells that apart from its own errors."""
+    monkeypatch.setattr(tempfile, "tempdir", "/does/not/exist")
+    with pytest.raises(StoreError, match="cannot put a checkpoint together in /does/not/exist"):
+        Checkpoints(store, PREFIX).save(1, state(1))
+    assert list(store.entries(PREFIX)) == []
+
+
 def test_another_runs_checkpoint_is_not_taken(store: Store) -> None:
     """Other rows or settings: another identity, as if there were no checkpoint."""
     checkpoints = Checkpoints(store, PREFIX)
@@ -66,7 +75,7 @@ WORKER = """
 import json, sys
 from pathlib import Path
 from tasks.checkpoints import Checkpoints
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 from tests.test_checkpoints import PREFIX, fine_tune
 url, base, folder = sys.argv[1:]
 print("ready", flush=True)
