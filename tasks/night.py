@@ -317,7 +317,8 @@ def promote(
 def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]:
     """Write the report and the outcome; returns the outcome as written, the report as Markdown, and its charts.
 
-    After a verdict the training's checkpoints are of no more use; after a failure the next attempt needs them.
+    After a verdict the training's checkpoints are of no more use, nor are those of runs before it that were cancelled,
+    killed or failed: the data they had is part of this one. After a failure the next attempt needs them.
     """
     folder = f"runs/{outcome.run_id}"
     outcome = outcome.model_copy(update={"report": store.uri(f"{folder}/report.html")})
@@ -325,7 +326,8 @@ def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]
     store.put(f"{folder}/report.html", report.html(outcome, found).encode())
     runs.write_outcome(store, outcome)
     if outcome.verdict != "failed":
-        store.delete([entry.key for entry in store.entries(f"{folder}/{_CHECKPOINTS}")])
+        for run in (outcome.run_id, *runs.interrupted(store, before=outcome.run_id)):
+            store.delete([entry.key for entry in store.entries(f"runs/{run}/{_CHECKPOINTS}")])
     return outcome, report.markdown(outcome, found), report.charts_of(outcome, found)
 
 

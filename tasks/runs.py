@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -84,10 +85,23 @@ def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None
         store: Where the runs are.
         before: Leave out this run and later ones (the run that asks).
     """
-    for run in reversed(store.folders("runs/")):
-        if not _RUN_ID.fullmatch(run) or (before is not None and run >= before):
-            continue
-        outcome = read_outcome(store, run)
-        if outcome is not None and outcome.verdict != "failed":
+    for _, outcome in _earlier(store, before):
+        if _concluded(outcome):
             return outcome
     return None
+
+
+def interrupted(store: Store, *, before: str) -> list[str]:
+    """Runs that came to no verdict, newest first: those between the run `before` and the last that concluded."""
+    return [run for run, _ in takewhile(lambda found: not _concluded(found[1]), _earlier(store, before))]
+
+
+def _concluded(outcome: Outcome | None) -> bool:
+    return outcome is not None and outcome.verdict != "failed"
+
+
+def _earlier(store: Store, before: str | None) -> Iterator[tuple[str, Outcome | None]]:
+    """Each run before a certain one, newest first, and its outcome if it has one."""
+    for run in reversed(store.folders("runs/")):
+        if _RUN_ID.fullmatch(run) and (before is None or run < before):
+            yield run, read_outcome(store, run)

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from tasks.config import Outcome, Verdict
-from tasks.runs import last_concluded, once, read_outcome, run_id, write_outcome
+from tasks.runs import interrupted, last_concluded, once, read_outcome, run_id, write_outcome
 from tasks.storage import Store, StoreError
 
 
@@ -47,7 +47,7 @@ def test_once_follows_the_first_of_two_attempts(store: Store) -> None:
 
 
 def test_last_concluded_passes_over_failed_unfinished_and_later_runs(store: Store) -> None:
-    """Of runs 1 (held), 2 (failed), 3 (no outcome) and 4 (the one that asks), run 1 concluded last."""
+    """Of runs 1 (held), 2 (failed), 3 (no outcome) and 4 (the one that asks), run 1 concluded last, before 2 and 3."""
     ids = [f"2026112{day}T033000Z-0000000{day}" for day in range(5)]
     assert last_concluded(store) is None
     write_outcome(store, _outcome(ids[1], "held", 7))
@@ -57,6 +57,8 @@ def test_last_concluded_passes_over_failed_unfinished_and_later_runs(store: Stor
     found = last_concluded(store, before=ids[4])
     assert found is not None
     assert (found.run_id, found.commit) == (ids[1], 7)
+    assert interrupted(store, before=ids[4]) == [ids[3], ids[2]]
+    assert interrupted(store, before=ids[1]) == []
 
 
 def test_a_corrupt_outcome_is_an_error_not_a_missing_one(store: Store) -> None:
