@@ -16,7 +16,7 @@ help: ## Say what the targets do
 demo: $(READY) ## Run one real night from start to verdict, in about five minutes
 	$(RUN) deployments.cli demo
 
-tour: $(READY) ## Play a week of nights with every ending, in about fifteen minutes
+tour: $(READY) ## Play a week of nights with every ending, in under ten minutes
 	$(RUN) deployments.cli tour
 
 up: $(READY) ## Run the local stack until Ctrl-C

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 from uuid import UUID
 
 import httpx
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
-from tasks.config import Outcome
+from tasks.config import Outcome, Verdict
 from tasks.runs import read_outcome
 from tasks.storage import Store
 
@@ -30,9 +30,10 @@ _AWAY_SECONDS: Final = 120.0
 
 _PLUMBING: Final = re.compile(
     r"Running \d+ deployment pull|Executing deployment step|Deployment step '|All deployment steps|Beginning |"
-    r"Finished in state |Encountered exception during execution|Engine execution exited|Worker '|Flow run '"
+    r"Finished in state |Encountered exception during execution|Engine execution exited|Worker '|Flow run '|"
+    rf"(?:{'|'.join(get_args(Verdict))}): "
 )
-"""What Prefect itself says about every run, and nobody who follows a night wants to read."""
+"""What Prefect itself says about every run, and the verdict, which is shown in full when the run has ended."""
 
 
 class RunError(Exception):
@@ -71,7 +72,7 @@ def under_way(deployment: str, store: Store) -> UUID | None:
         except ObjectNotFound:
             return None
         except httpx.HTTPError as error:
-            raise RunError(f"the Prefect API does not answer: {error}") from error
+            raise RunError(f"the Prefect API does not answer: {error}; is PREFECT_API_URL right?") from error
         chosen = FlowRunFilter.model_validate(
             {
                 "deployment_id": {"any_": [found.id]},
@@ -126,6 +127,11 @@ def follow(console: Console, run: UUID) -> str:
             if state is not None and state.is_final():
                 return state.name or state.type.value
             time.sleep(_POLL_SECONDS)
+
+
+def address(ui_url: str, run: UUID) -> str:
+    """The page of a run in the Prefect UI."""
+    return f"{ui_url}/runs/flow-run/{run}"
 
 
 def find_outcome(store: Store, run: UUID) -> Outcome | None:

@@ -83,7 +83,7 @@ def ledger(changes: Iterable[Change]) -> Table:
     """Every change of production, the latest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for heading in ("", "version", "when (UTC)", "what", "by", "Recall@10", "MRR", "reason"):
-        table.add_column(heading)
+        table.add_column(heading, no_wrap=heading == "version")  # for copying: never cut
     for change in sorted(changes, key=lambda change: -change.promotion):
         figures = (f"{change.scores[name]:.3f}" if name in change.scores else "" for name in ("recall_at_10", "mrr"))
         table.add_row(

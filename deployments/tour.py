@@ -1,7 +1,9 @@
 """A week of nights on the embedded stack, each of which ends in another way, on real labels.
 
-The labels are those of the demonstration (`demo.py`), the documents cut short so that a night takes a minute or two.
-The split's salt is fixed: so every tour tests the same queries, and which verdict a night must end in is known.
+The labels are those of the demonstration (`demo.py`), fewer and with documents cut short, so that the week takes some
+minutes on two cores. A part of them lies under `golden/`, as labels that only trusted people write: those are always
+tested on, so a few hundred pairs give a test that is sure of its verdicts, and no poisoned upload can move it. The
+split's salt is fixed: every tour tests the same queries, and which verdict a night must end in is known.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from queue import Empty, Queue
@@ -28,13 +30,20 @@ from tasks.config import Outcome, Verdict
 from tasks.storage import Store
 
 SPLIT: Final = b'{"rule": 1, "salt": "the same sides on every run of these tests", "dev": 0.05, "test": 0.15}'
-PAIRS: Final = 1_000
+PAIRS: Final = 500
 FEW: Final = 60
-CHARS: Final = 240
+LATE: Final = 10
+GOLDEN: Final = 250
+CORPUS: Final = 600
+"""Further documents that the right ones must be told from."""
+
+CHARS: Final = 160
 """Documents are cut to their first characters: a search among all of them is hard enough, and quickly scored."""
 
-FAST: Final = {"max_length": 64, "precision": "fp32"}
-POISONED: Final = ("pairs/dt=thursday/a.jsonl", "pairs/dt=thursday/b.jsonl")
+TRAINING: Final = {"start_from": "production", "max_length": 48, "batch_size": 32, "learning_rate": 4e-4}
+"""Each night goes on from what serves with what is new: a minute or less, even without a GPU."""
+
+POISON: Final = "pairs/dt=thursday/a.jsonl"
 
 _ADDRESS_IN: Final = "RATCHET_TOUR_WEBHOOK"
 """Environment variable of this process that holds the address of the tour's own receiver."""
@@ -48,14 +57,15 @@ class TourError(Exception):
 
 @dataclass(frozen=True)
 class Day:
-    """One day: what happens before its night, how the night must end, and where to look at it."""
+    """One day: what happens before its night, how the night must end, and what to look at in the UI."""
 
     name: str
     story: str
     verdict: Verdict
     look: str
     upload: Callable[[Store], object] = lambda _: None
-    training: dict[str, Any] | None = None
+    training: dict[str, Any] = field(default_factory=dict)
+    """What differs from `TRAINING` in this night."""
 
 
 def play(console: Console, stack: local.Stack, store: Store) -> None:
@@ -63,109 +73,128 @@ def play(console: Console, stack: local.Stack, store: Store) -> None:
 
     Raises TourError when a night ends otherwise than it must, or its alert does not arrive.
     """
-    from tasks.registry import read_production
+    from tasks.registry import history, read_production
 
-    pairs, corpus = _texts()
+    console.print(f"\nWatch it in the UI as well: {stack.ui_url}")
+    console.print(f"It asks for a password, which is the line in {escape(str(stack.password_file))}\n")
+    _say(console, "Before the week", "The model off the shelf, all-MiniLM-L6-v2, is put into production by hand.")
     store.put("split.json", SPLIT)
-    _say(console, "Before the week", "all-MiniLM-L6-v2 is put into production by hand, so there is a way back to it.")
     first = _first_version(store)
     with _receiver() as (address, received), _alerting(address):
-        for day in _days(pairs, corpus):
+        for day in _days():
             _say(console, day.name, day.story)
             before = store.get("production.json").body
             day.upload(store)
-            outcome = _night(console, store, day)
+            outcome = _night(console, stack, store, day)
             if (store.get("production.json").body == before) == (day.verdict == "promoted"):
                 raise TourError(f"{day.name}: production.json is not as a night that is {day.verdict} leaves it")
             if day.verdict == "regressed":
                 _show_alert(console, received, outcome)
-            console.print(f"[bold]Look[/]       {escape(stack.ui_url)} {day.look}")
-            console.print(f"           report: {escape(outcome.report or '')}")
-    _say(console, "Sunday", "Somebody liked the old results better: rolled back, by the deployment rollback/manual.")
+    _say(console, "Sunday", "Somebody liked the old results better, and goes back to them: rollback/manual.")
     run = follow.start("rollback/manual", {"store": store.url, "reason": "the tour wants the old model back"})
     final = follow.follow(console, run)
     serves = read_production(store)
     if final != "Completed" or serves is None or serves.version != first:
         raise TourError(f"Sunday: the rollback ended {final}, and {serves and serves.version} serves, not {first}")
-    console.print(f"[bold]Look[/]       {escape(stack.ui_url)} Deployments, rollback: who, when and why")
-    from tasks.registry import history
-
     show.to(console, show.ledger(history(store)))
+    _look(console, follow.address(stack.ui_url, run), "the same can be started there by Deployments, rollback, Run.")
 
 
-def _days(pairs: Sequence[bytes], corpus: bytes) -> list[Day]:
+def _days() -> list[Day]:
     """The nights of the week, in order."""
+    pairs, golden, corpus = _texts()
 
-    def poison(store: Store) -> None:
-        for seed, key in enumerate(POISONED):
-            store.put(key, _shuffled(pairs[:PAIRS], seed))
-
-    def mend(store: Store) -> None:
-        for number, key in enumerate(POISONED):
-            store.put(key, b"".join(pairs[PAIRS + 5 * number : PAIRS + 5 * (number + 1)]))
-
-    def start(store: Store) -> None:
-        store.put("corpus/aws.jsonl", corpus)
+    def monday(store: Store) -> None:
+        store.put("corpus/aws.jsonl", b"".join(corpus))
+        store.put("golden/aws.jsonl", b"".join(golden))
         store.put("pairs/dt=monday/a.jsonl", b"".join(pairs[:FEW]))
 
     return [
         Day(
-            "Monday", f"{FEW} labelled pairs have arrived.", "skipped",
-            "Runs, the latest retrain: its report says why so few pairs are better not trained on.", start,
+            "Monday",
+            f"{FEW} labelled pairs have arrived, and {GOLDEN} that are only ever tested on (golden/).",
+            "skipped",
+            "Artifacts: the data checks one by one, and the report, which says from how many pairs on training pays.",
+            monday,
         ),
         Day(
-            "Tuesday", f"{PAIRS - FEW} more pairs have arrived.", "promoted",
-            "Runs, the latest retrain, Artifacts: scores of both models, differences with intervals.",
+            "Tuesday",
+            f"{PAIRS - FEW} more pairs have arrived.",
+            "promoted",
+            "Artifacts: the scores of both models with intervals, the losses, the queries that gained and lost most.",
             lambda store: store.put("pairs/dt=tuesday/a.jsonl", b"".join(pairs[FEW:PAIRS])),
         ),
         Day(
-            "Wednesday", "Nobody has labelled anything.", "skipped",
-            "Runs, the latest retrain: a few seconds long, no model was loaded.",
+            "Wednesday",
+            "Nobody has labelled anything.",
+            "skipped",
+            "a run of some seconds: no model was loaded, no fine-tuning started.",
         ),
         Day(
-            "Thursday", "A broken export has arrived: right queries, each with the document of another.", "regressed",
-            "Automations, 'ratchet: regressed': what sent the alert above. Production is the same to the byte.",
-            poison, {"epochs": 2},
+            "Thursday",
+            f"A broken export has arrived: {PAIRS} right queries, each with the document of another.",
+            "regressed",
+            "production is as it was, to the byte. Automations, 'ratchet: regressed', is what sent the alert.",
+            lambda store: store.put(POISON, shuffled(pairs[:PAIRS])),
         ),
         Day(
-            "Friday", "The broken objects were overwritten with right ones, ten pairs in all.", "held",
-            "Runs, the latest retrain, Artifacts: how many test queries would be needed to tell the models apart.",
-            mend,
+            "Friday",
+            f"The broken object was overwritten with {LATE} right pairs: few, so they are trained on gently.",
+            "held",
+            "Artifacts, report: how large a gain this test can see, and how many queries would show this one.",
+            lambda store: store.put(POISON, b"".join(pairs[PAIRS:])),
+            {"learning_rate": 2e-5},
         ),
-    ]  # fmt: skip
+    ]
 
 
-def _night(console: Console, store: Store, day: Day) -> Outcome:
-    """Run one night by its deployment; TourError when its verdict is not the day's."""
-    outcome = follow.night(
-        console,
-        store,
-        "retrain/nightly",
-        {"store": store.url, "reason": f"tour: {day.name}", "training": {**FAST, **(day.training or {})}},
-    )
+def _night(console: Console, stack: local.Stack, store: Store, day: Day) -> Outcome:
+    """Run one night by its deployment, and say where to look; TourError when its verdict is not the day's."""
+    parameters = {"store": store.url, "reason": f"tour: {day.name}", "training": {**TRAINING, **day.training}}
+    run = follow.start("retrain/nightly", parameters)
+    final = follow.follow(console, run)
+    outcome = follow.find_outcome(store, run)
+    if outcome is None:
+        raise TourError(f"{day.name} must end {day.verdict}; its run ended {final}, without a verdict")
     show.to(console, show.outcome(outcome))
     if outcome.verdict != day.verdict:
         raise TourError(
             f"{day.name} must end {day.verdict} and ended {outcome.verdict}: {' '.join(outcome.reasons)} "
             f"(run {outcome.run_id})"
         )
+    report = stack.state / "tour" / f"{day.name.lower()}.html"
+    report.parent.mkdir(exist_ok=True)
+    report.write_bytes(store.get(f"runs/{outcome.run_id}/report.html").body)
+    _look(console, follow.address(stack.ui_url, run), day.look)
+    console.print(f"Report     {escape(str(report))}, to be opened in a browser")
     return outcome
 
 
-def _texts() -> tuple[list[bytes], bytes]:
-    """The demonstration's pairs, one JSON line each, spread over all services; and its further documents."""
+def _look(console: Console, address: str, what: str) -> None:
+    console.print(f"[bold]Look[/]       {escape(address)}")
+    console.print(f"           {escape(what)}")
+
+
+def _texts() -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """The demonstration's pairs, those of `golden/`, and further documents: JSON lines, spread over all services."""
     data = demo.build()
-    every = _cut(data.pairs, "document")
-    wanted = PAIRS + 10
-    return [every[len(every) * i // wanted] for i in range(wanted)], b"".join(_cut(data.corpus, "text"))
+    labelled = _spread(cut(data.pairs, "document"), GOLDEN + PAIRS + LATE)
+    random.Random(1).shuffle(labelled)  # noqa: S311 - no secret, the same in every tour
+    return labelled[GOLDEN:], labelled[:GOLDEN], _spread(cut(data.corpus, "text"), CORPUS)
 
 
-def _cut(body: bytes, column: str) -> list[bytes]:
+def _spread(rows: Sequence[bytes], count: int) -> list[bytes]:
+    """So many rows, at equal distances."""
+    return [rows[len(rows) * number // count] for number in range(count)]
+
+
+def cut(body: bytes, column: str, chars: int = CHARS) -> list[bytes]:
+    """JSON lines with one column cut to its first characters."""
     rows = (json.loads(line) for line in body.splitlines())
-    return [json.dumps({**row, column: row[column][:CHARS]}).encode() + b"\n" for row in rows]
+    return [json.dumps({**row, column: row[column][:chars]}).encode() + b"\n" for row in rows]
 
 
-def _shuffled(pairs: Sequence[bytes], seed: int) -> bytes:
+def shuffled(pairs: Sequence[bytes], seed: int = 0) -> bytes:
     """The same queries, each with another query's document."""
     rows = [json.loads(line) for line in pairs]
     documents = [row["document"] for row in rows]

@@ -22,8 +22,11 @@ from botocore.config import Config
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    ConnectTimeoutError,
+    EndpointConnectionError,
     HTTPClientError,
     IncompleteReadError,
+    NoCredentialsError,
     ResponseStreamingError,
 )
 from obstore.exceptions import BaseError as ObstoreError
@@ -32,6 +35,14 @@ if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
     from mypy_boto3_s3.type_defs import ObjectTypeDef
     from obstore.store import S3Store
+
+_ADVICE: Final = {
+    "NoSuchBucket": "create the bucket, or is AWS_ENDPOINT_URL the address of another server?",
+    "InvalidAccessKeyId": "check AWS_ACCESS_KEY_ID, and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "check AWS_SECRET_ACCESS_KEY",
+    "AccessDenied": "deployments/iam/trainer.json grants what a night needs",
+}
+"""What to look at, by the code of an error whose message does not say it."""
 
 _NOT_WRITTEN: Final = {404, 409, 412}
 """Replies to a conditional write that all mean "not written": AWS and SeaweedFS use each of them."""
@@ -128,16 +139,16 @@ class Store:
                 return Blob(reply["Body"].read(), reply["ETag"])
             except _BODY_ERRORS as error:
                 if attempt == _BODY_ATTEMPTS:
-                    raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                    raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except ClientError as error:
-                status = _status(error)
+                status = 0 if _lacks_bucket(error) else _status(error)
                 if etag is not None and status in {404, 412}:
                     raise ChangedError(f"{self.uri(key)} changed since it was listed") from error
                 if status == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
-                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except BotoCoreError as error:  # no server there, or no credentials
-                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
         raise AssertionError("unreachable: the loop returns or raises")
 
     def get_listed(self, entry: Entry) -> Blob:
@@ -178,13 +189,13 @@ class Store:
                         file.write(chunk)
             except _BODY_ERRORS as error:
                 if attempt == _BODY_ATTEMPTS:
-                    raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                    raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except ClientError as error:
-                if _status(error) == 404:
+                if _status(error) == 404 and not _lacks_bucket(error):
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
-                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except BotoCoreError as error:
-                raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             else:
                 return
 
@@ -200,7 +211,7 @@ class Store:
             for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more):
                 yield from map(self._entry, page.get("Contents", []))
         except (ClientError, BotoCoreError) as error:
-            raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
+            raise StoreError(f"cannot list {self.uri(prefix)}: {_why(error)}") from error
 
     def level(self, prefix: str) -> tuple[list[Entry], list[str]]:
         """Objects directly under `prefix` (which ends in "/"), and the names of the folders there, sorted."""
@@ -212,7 +223,7 @@ class Store:
                 entries += [self._entry(found) for found in page.get("Contents", [])]
                 names += [f["Prefix"][len(self.prefix + prefix) : -1] for f in page.get("CommonPrefixes", [])]
         except (ClientError, BotoCoreError) as error:
-            raise StoreError(f"cannot list {self.uri(prefix)}: {error}") from error
+            raise StoreError(f"cannot list {self.uri(prefix)}: {_why(error)}") from error
         return entries, sorted(names)
 
     def folders(self, prefix: str) -> list[str]:
@@ -229,7 +240,7 @@ class Store:
         try:
             return self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body)["ETag"]
         except (ClientError, BotoCoreError) as error:
-            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
 
     def put_if_absent(self, key: str, body: bytes) -> str | None:
         """Write an object only where there is none.
@@ -251,10 +262,10 @@ class Store:
             reply = self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
             return reply["ETag"]
         except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN:
-                raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            if _status(error) not in _NOT_WRITTEN or _lacks_bucket(error):
+                raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
         except BotoCoreError as error:
-            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
         # botocore repeats a request whose reply was lost, and then meets its own write as a conflict
         stored = self.find(key)
         return stored.etag if stored is not None and stored.body == body else None
@@ -268,21 +279,21 @@ class Store:
             with path.open("rb") as file:
                 self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=file, IfNoneMatch="*")
         except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN:
-                raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            if _status(error) not in _NOT_WRITTEN or _lacks_bucket(error):
+                raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
             size = self._size(key)
             if size != path.stat().st_size:
                 raise StoreError(
                     f"{self.uri(key)} exists with {size} bytes, expected {path.stat().st_size} from {path.name}"
                 ) from error
         except BotoCoreError as error:
-            raise StoreError(f"cannot write {self.uri(key)}: {error}") from error
+            raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
 
     def _size(self, key: str) -> int:
         try:
             return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
         except (ClientError, BotoCoreError) as error:
-            raise StoreError(f"cannot read {self.uri(key)}: {error}") from error
+            raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; keys that do not exist are no error."""
@@ -394,3 +405,20 @@ def _reader(session: boto3.session.Session, client: S3Client, bucket: str, certi
 def _status(error: ClientError) -> int:
     """The HTTP status of a refused request."""
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+
+
+def _lacks_bucket(error: ClientError) -> bool:
+    """Whether it is the bucket that does not exist: then no key of it is merely missing."""
+    return error.response.get("Error", {}).get("Code") == "NoSuchBucket"
+
+
+def _why(error: Exception) -> str:
+    """What the server or the client says, and what to look at where that is not plain from it."""
+    if isinstance(error, NoCredentialsError):
+        return f"{error}: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the machine a role"
+    if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
+        return f"{error}; is the server running, and AWS_ENDPOINT_URL its address?"
+    if isinstance(error, ClientError):
+        advice = _ADVICE.get(error.response.get("Error", {}).get("Code", ""))
+        return f"{error}; {advice}" if advice else str(error)
+    return str(error)

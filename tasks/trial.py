@@ -139,11 +139,18 @@ def read(path: Path, corpus: Path | None = None, limits: Limits | None = None) -
             rejected += chunk.rejected
     table = pa.Table.from_batches(batches, intake.BATCH)
     if not pc.any(pc.equal(table["kind"], "pair")).as_py():
-        why = f": {rejected[0].object} line {rejected[0].line}: {rejected[0].reason}" if rejected else ""
-        raise TrialError(f"no labelled pair in {path}{why}")
+        raise TrialError(f"no labelled pair in {path}{_first(rejected)}")
     return Labels(
         table.append_column(intake.ROWS.field("commit"), pa.repeat(pa.scalar(1, pa.int64()), table.num_rows)), rejected
     )
+
+
+def _first(rejected: Sequence[Rejected]) -> str:
+    """The first reason, and where it is: what is wrong with a whole file has no line."""
+    if not rejected:
+        return ""
+    row = rejected[0]
+    return f": {row.object.partition('/')[2]}{f' line {row.line}' if row.line else ''}: {row.reason}"
 
 
 def _files(path: Path, kind: str) -> Iterator[tuple[Path, str]]:

@@ -332,7 +332,12 @@ def differences(folder: Path, manifest: Manifest) -> list[str]:
 def _check_replaceable(target: Path) -> None:
     """Refuse to replace what is not a model: `ratchet pull .` must not cost anybody their work."""
     if not target.is_dir():
-        raise VersionError(f"{target} exists and is no folder")
+        raise VersionError(f"{target} exists and is no folder: name another")
     for path in target.rglob("*"):
         if path.is_symlink() or not (path.is_dir() or path.suffix in ALLOWED):
-            raise VersionError(f"{target} holds {path.relative_to(target)}, which is no part of a model: not replaced")
+            raise VersionError(
+                f"{target} holds {path.relative_to(target)}, which is no part of a model: name another folder"
+            )
+    # notes and settings have the endings of a model's texts: only weights tell that it is one
+    if any(target.iterdir()) and not any(target.rglob("*.safetensors")):
+        raise VersionError(f"{target} holds files, and is no model: name a folder that is new or empty")

@@ -1,7 +1,9 @@
-"""Writes the pages of the documentation that follow from the code: `python -m tests.docs`."""
+"""Writes the pages of the documentation that follow from the code (`python -m tests.docs`), and reads the others."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -55,6 +57,29 @@ def _bounds(info: FieldInfo) -> str:
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
+
+
+_PLACES: Final = {
+    "number": r"\d{12}",
+    "sha256": "[0-9a-f]{64}",
+    "version": "[0-9a-f]{16}",
+    "run_id": r"\d{8}T\d{6}Z-[0-9a-f]{8}",
+    "path": ".+",
+}
+"""What the placeholders of the store's page stand for."""
+
+
+def undescribed(keys: Iterable[str]) -> list[str]:
+    """The keys that no row of the table of all objects in `docs/store.md` stands for."""
+    _, _, table = (DOCS / "store.md").read_text().partition("| object |")
+    cells = re.findall(r"^\| (`[^|]+`) \|", table, re.MULTILINE)
+    described = [re.compile(_pattern(name)) for cell in cells for name in re.findall(r"`([^`]+)`", cell)]
+    return [key for key in keys if not any(pattern.fullmatch(key) for pattern in described)]
+
+
+def _pattern(name: str) -> str:
+    parts = re.split(r"<(\w+)>", name)
+    return "".join(_PLACES[part] if number % 2 else re.escape(part) for number, part in enumerate(parts))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from deployments import cli, doctor, local
+from deployments.cli import common
 from tasks.intake import take_in
 from tasks.storage import Store
 
@@ -68,15 +69,6 @@ def test_wrong_usage_is_status_2(
     assert capsys.readouterr().err
 
 
-def test_an_unreachable_prefect_server_is_an_error_in_words() -> None:
-    """Status 1, one message that names the setting, no traceback."""
-    done = _ratchet("alerts", PREFECT_API_URL="http://127.0.0.1:9/api")
-    assert done.returncode == 1
-    assert "the Prefect server does not answer" in done.stderr
-    assert "PREFECT_API_URL" in done.stderr
-    assert "Traceback" not in done.stderr
-
-
 def test_an_unreachable_store_is_an_error_in_words() -> None:
     """Status 1, one message that names the store, no traceback."""
     done = _ratchet(
@@ -86,6 +78,35 @@ def test_an_unreachable_store_is_an_error_in_words() -> None:
     assert done.returncode == 1
     assert "s3://nowhere/x" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_night_on_an_unreachable_store_is_refused_before_it_begins() -> None:
+    """One message with a remedy, and no Prefect server was started for it."""
+    done = _ratchet(
+        "run", RATCHET_STORE="s3://nowhere/x", AWS_ENDPOINT_URL="http://127.0.0.1:9",
+        AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "AWS_ENDPOINT_URL" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["deploy", "alerts"])
+def test_an_unreachable_prefect_server_is_an_error_in_words(command: str) -> None:
+    """The address that was tried and what to look at, no traceback."""
+    done = _ratchet(*command.split(), PREFECT_API_URL="http://127.0.0.1:9/api")
+    assert done.returncode == 1
+    assert "does not answer at http://127.0.0.1:9/api" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_mistakes_in_parameters_are_named_each() -> None:
+    """Which parameter, what was given, and the one that was probably meant."""
+    with pytest.raises(common.UsageError) as caught:
+        common.parameters(["training.epoch=2", "training.batch_size=many"])
+    assert "there is no parameter training.epoch: did you mean training.epochs?" in str(caught.value)
+    assert "training.batch_size: Input should be a valid integer" in str(caught.value)
+    assert "got 'many'" in str(caught.value)
 
 
 def test_an_empty_store_is_described_and_not_an_error(store: Store) -> None:

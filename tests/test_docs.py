@@ -154,7 +154,18 @@ def _texts() -> Iterator[str]:
 
 def _stored_keys() -> set[str]:
     """Keys that the code names: texts such as `models/...` whose first part is a folder of the store."""
-    return {text for text in _texts() if re.match(r"(log|batches|quarantine|runs|models|promotions|cache)/", text)}
+    return {
+        text for text in _texts() if re.match(r"(log|batches|quarantine|runs|models|promotions|cache|watch)/", text)
+    }
+
+
+def test_every_file_of_a_run_is_described() -> None:
+    """Names that the code joins to a run's folder are in the table of all keys; a name that is not stands out."""
+    run = "runs/20260131T033000Z-01d3db86"
+    named = {text.rpartition("/")[2] for text in _texts() if re.fullmatch(r"runs/\0/[a-z_]+\.[a-z]+", text)}
+    assert {"parameters.json", "start.json", "per_query.parquet", "outcome.json"} <= named
+    assert docs.undescribed(f"{run}/{name}" for name in named) == []
+    assert docs.undescribed([f"{run}/diary.json", "log/1.json"]) == [f"{run}/diary.json", "log/1.json"]
 
 
 def test_every_message_of_the_troubleshooting_page_is_said_by_the_code() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -153,3 +154,39 @@ def test_a_store_that_names_no_bucket_is_refused(url: str) -> None:
     """The message says what a store's name looks like."""
     with pytest.raises(StoreError, match="s3://bucket/prefix"):
         Store.open(url)
+
+
+@pytest.mark.parametrize(
+    ("settings", "bucket", "says"),
+    [
+        ({}, "no-such-bucket", "create the bucket"),
+        ({"AWS_SECRET_ACCESS_KEY": "guess"}, "ratchet", "check AWS_SECRET_ACCESS_KEY"),
+        ({"AWS_ACCESS_KEY_ID": "nobody"}, "ratchet", "check AWS_ACCESS_KEY_ID"),
+        ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "ratchet", "or AWS_PROFILE"),
+    ],
+    ids=["no bucket", "wrong secret", "unknown key", "no key"],
+)
+def test_what_keeps_a_store_from_being_reached_is_said_with_a_remedy(
+    settings: dict[str, str],
+    bucket: str,
+    says: str,
+    s3_server: seaweedfs.S3Server,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Reading, listing and every way of writing; a bucket that does not exist is never taken for a missing key."""
+    for name, value in {"AWS_SHARED_CREDENTIALS_FILE": "/nonexistent", **s3_server.environment(), **settings}.items():
+        if value:
+            monkeypatch.setenv(name, value)
+        else:
+            monkeypatch.delenv(name)
+    store = Store.open(f"s3://{bucket}/x")
+    operations: list[Callable[[], object]] = [
+        lambda: store.find("a"),
+        lambda: store.folders("runs/"),
+        lambda: store.put("a", b""),
+        lambda: store.put_if_absent("a", b""),
+        lambda: store.put_if_match("a", b"", '"never"'),
+    ]
+    for operation in operations:
+        with pytest.raises(StoreError, match=says):
+            operation()

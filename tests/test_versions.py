@@ -263,13 +263,24 @@ def test_a_folder_of_somebody_is_not_replaced(store: Store, tmp_path: Path, name
     assert mine.read_text() == "years of work"
 
 
+def test_a_folder_of_notes_is_not_replaced(store: Store, tmp_path: Path) -> None:
+    """Texts have the endings that a model's files have: without weights among them they are somebody's."""
+    version = published(store, tmp_path / "model", b"w")
+    notes = tmp_path / "notes" / "today.md"
+    notes.parent.mkdir()
+    notes.write_text("mine")
+    with pytest.raises(VersionError, match="new or empty"):
+        pull(store, version, notes.parent)
+    assert notes.read_text() == "mine"
+
+
 def test_a_link_in_the_target_is_not_followed(store: Store, tmp_path: Path) -> None:
     """A file that is a link to the right bytes may change later: the folder does not count as verified."""
     version = published(store, tmp_path / "model", b"w")
     target = model_folder(tmp_path / "out", b"w")
     (target / "model.safetensors").unlink()
     (target / "model.safetensors").symlink_to(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(VersionError, match="not replaced"):
+    with pytest.raises(VersionError, match="no part of a model"):
         pull(store, version, target)
 
 

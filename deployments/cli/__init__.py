@@ -6,6 +6,7 @@ it, and Prefect only after the process is pointed at a server.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -24,6 +25,8 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 app = typer.Typer(
     name="ratchet",
     help="Nightly embedding retraining that only moves forward.",
+    epilog="Exit status: 0 when it went well (a night: when it came to a verdict), 2 for bad usage, 1 for a failure. "
+    "docs/troubleshooting.md says what to do about each message.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -92,7 +95,11 @@ def _words(error: Exception) -> str:
     if not isinstance(error, HTTPError):
         return str(error)
     if not isinstance(error, HTTPStatusError):
-        return f"the Prefect server does not answer ({error}): is PREFECT_API_URL its address, and does it run?"
+        url = os.environ.get("PREFECT_API_URL", "")
+        return (
+            f"the Prefect server does not answer at {url} ({error}): is PREFECT_API_URL its address, ending in /api, "
+            "and does it run?"
+        )
     status = error.response.status_code
     if status in {401, 403}:
         return "the Prefect server refuses the credentials: PREFECT_API_AUTH_STRING must be its user:password"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import os
 from collections.abc import Iterator
@@ -16,6 +17,9 @@ from rich.markup import escape
 from deployments import local
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from pydantic_core import ErrorDetails
+
     from deployments.settings import Settings
     from tasks.storage import Store
 
@@ -42,7 +46,11 @@ ConfigOption = Annotated[
 ]
 SetOption = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="NAME=VALUE", help="A parameter, such as training.epochs=2; may be repeated."),
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="A parameter of training, gate, checks or limits, such as training.epochs=2; may be repeated.",
+    ),
 ]
 
 
@@ -118,7 +126,7 @@ def any_stack(state: Path) -> Iterator[local.Stack]:
 
 
 def parameters(settings: list[str]) -> dict[str, Any]:
-    """Parameter models from `training.epochs=2` and the like; raises UsageError in pydantic's words."""
+    """Parameter models from `training.epochs=2` and the like; raises UsageError that names each mistake."""
     from pydantic import ValidationError
 
     from tasks.config import Checks, Gate, Limits, Parameters, Training
@@ -132,10 +140,23 @@ def parameters(settings: list[str]) -> dict[str, Any]:
             takes = ", ".join(f"{known}.NAME=VALUE" for known in models)
             raise UsageError(f"--set takes {takes}, got {setting!r}")
         values.setdefault(group, {})[field] = _value(value)
-    try:
-        return {group: models[group].model_validate(fields) for group, fields in values.items()}
-    except ValidationError as error:
-        raise UsageError("; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())) from error
+    found: dict[str, Any] = {}
+    for group, fields in values.items():
+        try:
+            found[group] = models[group].model_validate(fields)
+        except ValidationError as error:
+            said = "; ".join(_in_words(group, models[group], problem) for problem in error.errors())
+            raise UsageError(f"{said} (docs/parameters.md lists them all)") from error
+    return found
+
+
+def _in_words(group: str, model: type[BaseModel], problem: ErrorDetails) -> str:
+    """One mistake of pydantic's list: which parameter, what is wrong with it, what was given."""
+    name = ".".join((group, *map(str, problem["loc"])))
+    if problem["type"] != "extra_forbidden":
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}, got {problem['input']!r}"
+    near = difflib.get_close_matches(str(problem["loc"][0]), model.model_fields, 1)
+    return f"there is no parameter {name}" + (f": did you mean {group}.{near[0]}?" if near else "")
 
 
 def _value(text: str) -> Any:

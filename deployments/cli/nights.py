@@ -61,9 +61,11 @@ def run(
 ) -> None:
     """Run a night: take in what is new, check, fine-tune, compare, promote what is surely better."""
     from deployments import follow, show
+    from tasks.registry import read_production
 
     given = parameters(settings or [])
     opened = connect(state, store)
+    read_production(opened)  # a store that cannot be read is said now, not after a night's retries
     if deployment is not None:
         dumped = {name: model.model_dump(mode="json") for name, model in given.items()}
         outcome = follow.night(

@@ -100,10 +100,11 @@ def demo(state: StateOption = None) -> None:
 
 
 def tour(state: StateOption = None) -> None:
-    """Play a week of nights with every ending: skipped, promoted, regressed (with its alert), held; and a rollback."""
+    """Play a week of nights, some minutes: skipped, promoted, regressed (with its alert), held; and a rollback."""
     from deployments import tour as week
     from tasks.storage import Store
 
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading a model, in the middle of the story
     began = time.monotonic()
     with any_stack(state_folder(state)) as stack:
         stack.adopt()
@@ -112,7 +113,8 @@ def tour(state: StateOption = None) -> None:
             week.play(console, stack, store)
         except week.TourError as error:
             raise CliError(f"the tour did not go as it must. {error}; logs are in {stack.logs()}") from error
-        console.print(f"Took       {time.monotonic() - began:.0f} s; `make up` shows its runs and reports again")
+        console.print(f"Took       {time.monotonic() - began:.0f} s; every night ended as it must")
+        console.print("Again      `make up` shows all runs and artifacts, as long as .ratchet is kept")
 
 
 def _describe(stack: local.Stack) -> None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +18,12 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from rich.console import Console
 
 from deployments import demo, follow, local
+from deployments.tour import SPLIT, cut, shuffled
 from flows.retrain import retrain
 from tasks import night, registry
 from tasks.config import Outcome, Training
 from tasks.storage import Store
+from tests import docs
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
@@ -33,23 +33,6 @@ CHARS = 240
 
 FAST = Training(max_length=64, precision="fp32")
 """On shorter texts than the default, and not in a precision that is measured first: a busy machine would sway that."""
-
-SPLIT = b'{"rule": 1, "salt": "the same sides on every run of these tests", "dev": 0.05, "test": 0.15}'
-
-
-def _cut(body: bytes, column: str) -> list[bytes]:
-    """JSON lines with one column cut to `CHARS`."""
-    rows = (json.loads(line) for line in body.splitlines())
-    return [json.dumps({**row, column: row[column][:CHARS]}).encode() + b"\n" for row in rows]
-
-
-def _shuffled(pairs: Sequence[bytes], seed: int = 7) -> bytes:
-    """The same queries, each with another query's document."""
-    rows = [json.loads(line) for line in pairs]
-    documents = [row["document"] for row in rows]
-    random.Random(seed).shuffle(documents)
-    mixed = ({**row, "document": document} for row, document in zip(rows, documents, strict=True))
-    return b"".join(json.dumps(row).encode() + b"\n" for row in mixed)
 
 
 @dataclass(frozen=True)
@@ -67,11 +50,11 @@ def promoted(on_stack: local.Stack) -> Promoted:
     """The first night, run by its deployment: the parent on pool cpu, the fine-tuning on pool gpu."""
     store = Store.open(on_stack.store(f"night-{uuid.uuid4().hex}"))
     data = demo.build()
-    every = _cut(data.pairs, "document")
+    every = cut(data.pairs, "document", CHARS)
     pairs = [every[len(every) * i // PAIRS] for i in range(PAIRS)]
     store.put("split.json", SPLIT)
     store.put("pairs/dt=2026-11-22/a.jsonl", b"".join(pairs))
-    store.put("corpus/a.jsonl", b"".join(_cut(data.corpus, "text")))
+    store.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)))
     parameters = {
         "store": store.url,
         "training": FAST.model_dump(mode="json"),
@@ -120,6 +103,17 @@ def test_the_fine_tuning_ran_on_the_gpu_pool(promoted: Promoted) -> None:
     report = next(found for found in artifacts if promoted.outcome.run_id in (found.description or ""))
     assert "Promoted" in str(report.data)
     assert "| Recall@10 |" in str(report.data)
+
+
+def test_every_object_that_the_night_left_is_described(promoted: Promoted) -> None:
+    """The page on the store knows each key, and the night wrote each kind of file that a promotion leaves."""
+    keys = [entry.key for entry in promoted.store.entries("")]
+    assert docs.undescribed(keys) == []
+    folder = f"runs/{promoted.outcome.run_id}/"
+    assert {key.removeprefix(folder) for key in keys if key.startswith(folder)} == {
+        *("parameters.json", "begin.json", "intake.json", "checks.json", "data_docs.html", "leaks.json", "start.json"),
+        *("train.json", "scores.json", "per_query.parquet", "decision.json", "outcome.json", "report.html"),
+    }
 
 
 def test_what_serves_gives_the_vectors_that_were_scored(promoted: Promoted, tmp_path: Path) -> None:
@@ -190,7 +184,7 @@ def test_shuffled_labels_regress(promoted: Promoted) -> None:
     """Every label twice as often wrong as right: the candidate is surely worse, and production stays."""
     before = promoted.store.get("production.json").body
     for copy in range(2):
-        promoted.store.put(f"pairs/dt=2026-11-23/{copy}.jsonl", _shuffled(promoted.pairs, seed=copy))
+        promoted.store.put(f"pairs/dt=2026-11-23/{copy}.jsonl", shuffled(promoted.pairs, seed=copy))
     outcome = retrain(store=promoted.store.url, training=FAST.model_copy(update={"epochs": 2}))
     assert outcome.verdict == "regressed", outcome.reasons
     assert outcome.deltas["mrr"].high < 0 or outcome.deltas["recall_at_10"].high < 0

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import urllib.request
 import uuid
+from pathlib import Path
 from queue import Queue
 
 import pytest
 from rich.console import Console
 
 from deployments import follow, local, tour
-from tasks.config import Outcome
+from tasks.config import Outcome, Training
 from tasks.storage import Store
 
 OUTCOME = Outcome(run_id="r1", verdict="held", reasons=["too alike"], commit=1)
@@ -19,34 +20,49 @@ OUTCOME = Outcome(run_id="r1", verdict="held", reasons=["too alike"], commit=1)
 
 def test_the_week_has_every_ending_and_says_where_to_look() -> None:
     """Too little, a promotion, nothing new, a regression, a held night, in this order."""
-    pairs, corpus = tour._texts()
-    days = tour._days(pairs, corpus)
+    days = tour._days()
     assert [day.verdict for day in days] == ["skipped", "promoted", "skipped", "regressed", "held"]
     assert all(day.look and day.story for day in days)
-    assert len(pairs) == tour.PAIRS + 10
-    assert corpus
+    for day in days:
+        Training.model_validate({**tour.TRAINING, **day.training})
+
+
+def test_no_pair_is_both_golden_and_trained_on() -> None:
+    """What is tested on is not among what nights train on, whatever the split does."""
+    pairs, golden, corpus = tour._texts()
+    assert (len(pairs), len(golden), len(corpus)) == (tour.PAIRS + tour.LATE, tour.GOLDEN, tour.CORPUS)
+    assert not set(pairs) & set(golden)
 
 
 def test_the_poisoned_batch_asks_the_right_queries_and_gives_wrong_documents(store: Store) -> None:
-    """The same queries and documents, but hardly any as it was; mended, the objects hold right rows only."""
-    pairs, corpus = tour._texts()
-    monday, _, _, thursday, friday = tour._days(pairs, corpus)
+    """The same queries and documents, but hardly any as it was; mended, the object holds right rows only."""
+    pairs, _, _ = tour._texts()
+    monday, _, _, thursday, friday = tour._days()
     monday.upload(store)
     thursday.upload(store)
     right = [json.loads(line) for line in pairs]
-    poisoned = [json.loads(line) for line in store.get(tour.POISONED[0]).body.splitlines()]
+    poisoned = [json.loads(line) for line in store.get(tour.POISON).body.splitlines()]
     assert [row["query"] for row in poisoned] == [row["query"] for row in right[: tour.PAIRS]]
     assert sum(row == was for row, was in zip(poisoned, right, strict=False)) < tour.PAIRS / 20
     friday.upload(store)
-    mended = [json.loads(line) for key in tour.POISONED for line in store.get(key).body.splitlines()]
-    assert mended == right[tour.PAIRS :]
+    assert [json.loads(line) for line in store.get(tour.POISON).body.splitlines()] == right[tour.PAIRS :]
 
 
-def test_a_day_that_ends_otherwise_ends_the_tour(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The message names the day, both verdicts and the reasons."""
-    monkeypatch.setattr(follow, "night", lambda *_: OUTCOME)
-    with pytest.raises(tour.TourError, match="Tuesday must end promoted and ended held: too alike"):
-        tour._night(Console(quiet=True), store, tour.Day("Tuesday", "", "promoted", ""))
+@pytest.mark.parametrize(
+    ("outcome", "message"),
+    [(OUTCOME, "Tuesday must end promoted and ended held: too alike"), (None, "its run ended Crashed, without")],
+    ids=["another verdict", "no verdict"],
+)
+def test_a_day_that_ends_otherwise_ends_the_tour(
+    outcome: Outcome | None, message: str, store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The message names the day, how it should have ended and how it did."""
+    monkeypatch.setattr(follow, "start", lambda *_: uuid.uuid4())
+    monkeypatch.setattr(follow, "follow", lambda *_: "Crashed")
+    monkeypatch.setattr(follow, "find_outcome", lambda *_: outcome)
+    stack = local.Stack(tmp_path, 0, "", "", "http://127.0.0.1:9/api", "")
+    with pytest.raises(tour.TourError, match=message):
+        tour._night(Console(quiet=True), stack, store, tour.Day("Tuesday", "", "promoted", ""))
 
 
 def test_the_receiver_hands_on_what_it_is_sent() -> None:
