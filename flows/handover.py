@@ -41,9 +41,13 @@ def _child_crashed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 @task(
     name="fine-tune elsewhere",
     cache_policy=NO_CACHE,
+    # a machine may die, and the one after it; what kills three in a row is not the machines. Each child goes on from
+    # the last one's checkpoint
     retries=2,
+    # the place that the dead child held among the runs of its deployment is free by then
     retry_delay_seconds=10,
     retry_condition_fn=_child_crashed,
+    # no timeout here: `Patience` bounds the wait, and cancels the child when it ends
 )
 def fine_tune_elsewhere(deployment: str, parameters: dict[str, Any]) -> None:
     """Run the fine-tuning on its own work pool; another attempt only when the child's machine or process died."""

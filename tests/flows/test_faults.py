@@ -1,0 +1,152 @@
+"""A night survives what breaks around it: processes, the Prefect API, the store.
+
+Each of these nights ends as the undisturbed one does: promoted once, with the same scores, every pair taken in once,
+ledger and pointer agreeing, and no checkpoint left behind.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack
+from functools import partial
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+from prefect.client.orchestration import SyncPrefectClient, get_client
+
+from deployments import drain, guard, local
+from tasks.config import Outcome
+from tests.flows.conftest import client_of
+from tests.flows.nights import (
+    OFTEN,
+    Night,
+    children,
+    final,
+    new_night,
+    trains,
+    wait_for,
+)
+from tests.flows.outage import Line, line
+
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+
+
+class Site:
+    """A stack whose runs reach API and store by lines that can be cut, and whose workers can be killed."""
+
+    def __init__(self, stack: local.Stack, client: SyncPrefectClient, api: Line, s3: Line) -> None:
+        self.stack, self.client, self.api, self.s3 = stack, client, api, s3
+        self.workers: dict[str, subprocess.Popen[bytes]] = {}
+        for name, pid in stack.services.items():
+            if name.startswith("worker-"):  # those know no line
+                process = psutil.Process(pid)
+                process.terminate()
+                process.wait(60)
+
+    def start_worker(self, pool: str, **settings: str) -> None:
+        """Start the only worker of a pool; what it runs has the same settings."""
+        environment = {
+            **os.environ,
+            **self.stack.environment(),
+            guard.MARK: self.stack.mark,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_API_URL": f"http://127.0.0.1:{self.api.port}/api",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.s3.port}",
+            **settings,
+        }
+        with (self.stack.logs() / f"{pool}-of-faults.log").open("ab") as log:
+            self.workers[pool] = subprocess.Popen(
+                [sys.executable, "-m", "prefect", "worker", "start", "--pool", pool, "--type", "process"],
+                cwd=self.stack.state, env=environment, start_new_session=True,
+                stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+            )  # fmt: skip
+
+    def stop_worker(self, pool: str, number: signal.Signals = signal.SIGTERM) -> None:
+        """Send a signal to the worker of a pool, and wait until it is gone."""
+        self.workers[pool].send_signal(number)
+        self.workers[pool].wait(60)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """A stack of this module's own, since its workers are killed; both pools have a worker."""
+    with ExitStack() as opened:
+        stack = opened.enter_context(local.running(tmp_path_factory.mktemp("faults") / "state"))
+        opened.enter_context(client_of(stack))
+        client = opened.enter_context(get_client(sync_client=True))
+        api = opened.enter_context(line(int(urlsplit(stack.api_url).port or 0)))
+        s3 = opened.enter_context(line(int(urlsplit(stack.s3_endpoint).port or 0)))
+        found = Site(stack, client, api, s3)
+        found.start_worker("cpu")
+        found.start_worker("gpu")
+        yield found
+        for pool in found.workers:
+            found.stop_worker(pool)
+
+
+@pytest.fixture(scope="module")
+def reference(site: Site) -> Outcome:
+    """What a night comes to that nothing disturbs."""
+    night = new_night(site.stack)
+    run = night.start(reason="undisturbed")
+    assert final(site.client, run) == "Completed"
+    return night.assert_promoted(run)
+
+
+@pytest.fixture
+def night(site: Site, reference: Outcome) -> Night:
+    """A night to disturb."""
+    return new_night(site.stack)
+
+
+def _assert_as_if_nothing_had_happened(outcome: Outcome, reference: Outcome) -> None:
+    """The same data, scores and decision; a training that went on from a checkpoint may differ by roundings."""
+    assert outcome.candidate is not None
+    assert reference.candidate is not None
+    assert outcome.counts == reference.counts
+    for metric, value in reference.candidate.scores.items():
+        assert outcome.candidate.scores[metric] == pytest.approx(value, abs=0.02), metric
+
+
+def test_the_store_and_the_api_are_away(site: Site, night: Night, reference: Outcome) -> None:
+    """S3 for a minute in intake, training and promotion, whose reply is lost; the API for 90 s in training."""
+    taking_in = site.s3.at(b"/07.jsonl ", partial(site.s3.cut, 60))
+    promoting = site.s3.at(f"PUT /ratchet/{night.store.prefix}production.json".encode(), partial(site.s3.cut, 60))
+    training = site.s3.at(b"/checkpoints/", partial(site.s3.cut, 60))
+    run = night.start(OFTEN, reason="the store and the API are away")
+    wait_for("the outage in training", training.came.is_set)
+    going_on = site.s3.at(b"/checkpoints/", partial(site.api.cut, 90))
+    wait_for("the training to go on", going_on.came.is_set)
+    publishing = site.s3.at(f"PUT /ratchet/{night.store.prefix}models/".encode(), partial(site.s3.cut, 30))
+    assert final(site.client, run, 600) == "Completed"
+    assert all(moment.came.is_set() for moment in (taking_in, publishing, promoting))
+    _assert_as_if_nothing_had_happened(night.assert_promoted(run), reference)
+    assert [child.state_name for child in children(site.client, run)] == ["Completed"]
+
+
+def test_workers_are_drained_and_killed(site: Site, reference: Outcome) -> None:
+    """Drained, a worker ends its training in peace; what falls due waits for the next, whose kill -9 it outlives."""
+    first, second = new_night(site.stack), new_night(site.stack)
+    run = first.start(reason="the worker is drained")
+    trains(site.client, run)
+    assert drain.drain("gpu", patience=300, settle=2.0) == []
+    site.stop_worker("gpu")
+    assert final(site.client, run) == "Completed"
+    _assert_as_if_nothing_had_happened(first.assert_promoted(run), reference)
+    assert [child.state_name for child in children(site.client, run)] == ["Completed"]
+
+    run = second.start(reason="the worker is killed")
+    wait_for("the fine-tuning to be due", lambda: children(site.client, run))
+    assert drain.resume("gpu")
+    site.start_worker("gpu")
+    trains(site.client, run)
+    site.stop_worker("gpu", signal.SIGKILL)
+    assert final(site.client, run) == "Completed"
+    site.start_worker("gpu")
+    _assert_as_if_nothing_had_happened(second.assert_promoted(run), reference)
+    assert [child.state_name for child in children(site.client, run)] == ["Completed"]
