@@ -105,7 +105,8 @@ def examine_prefect() -> Finding:
 
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
-        return Finding("Prefect API", False, "not named: set PREFECT_API_URL, or start the local stack")
+        text = "not named: `ratchet run` does without; for nights on a schedule set PREFECT_API_URL"
+        return Finding("Prefect API", True, text, advice=True)
     try:
         with get_client(sync_client=True) as client:
             pools = {pool.name for pool in client.read_work_pools()}

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
 import pytest
 
 from deployments import guard, local
+from tests.flows.small_nights import wait_for
 
 pytestmark = pytest.mark.stack
 
@@ -31,15 +29,6 @@ with local.running(Path(sys.argv[1]), deployments=Path(sys.argv[2])):
 def _api(stack: local.Stack) -> httpx.Client:
     user, _, password = stack.password_file.read_text().strip().partition(":")
     return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=60, trust_env=False)
-
-
-def _wait_for(what: str, found: Callable[[], Any], seconds: float = 120.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if result := found():
-            return result
-        time.sleep(0.25)
-    pytest.fail(f"waited {seconds:.0f} s in vain for {what}")
 
 
 def _listening(stack: local.Stack) -> set[str]:
@@ -116,7 +105,7 @@ def test_the_nightly_schedule_yields_a_run_in_the_future(stack: local.Stack) -> 
             "deployments": {"id": {"any_": [nightly["id"]]}},
             "flow_runs": {"state": {"type": {"any_": ["SCHEDULED"]}}},
         }
-        runs = _wait_for("a scheduled run", lambda: api.post("flow_runs/filter", json=chosen).json())
+        runs = wait_for("a scheduled run", lambda: api.post("flow_runs/filter", json=chosen).json())
         assert all(run["expected_start_time"][11:16] == "03:30" for run in runs)
 
 
@@ -138,14 +127,14 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     state = tmp_path / "a state"
     owner = subprocess.Popen([sys.executable, "-c", _OWNER, str(state), str(PROBE)], cwd=local.ROOT)
     try:
-        stack = _wait_for("the stack", lambda: local.find(state))
+        stack = wait_for("the stack", lambda: local.find(state))
         with _api(stack) as api:
             interrupted = _run(api, "probe/cpu", 600)
-            _wait_for("the run", lambda: _state(api, interrupted) == "RUNNING")
-            _wait_for("the run's own child", lambda: len(guard.marked(stack.mark)) >= 6)
+            wait_for("the run", lambda: _state(api, interrupted) == "RUNNING")
+            wait_for("the run's own child", lambda: len(guard.marked(stack.mark)) >= 6)
         owner.kill()
         owner.wait()
-        _wait_for("the processes to end", lambda: not guard.marked(f"{state.resolve()}:"))
+        wait_for("the processes to end", lambda: not guard.marked(f"{state.resolve()}:"))
     finally:
         owner.kill()
         owner.wait()
@@ -156,7 +145,7 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
             assert _state(api, interrupted) == "CRASHED"
             for deployment in ("probe/cpu", "probe/gpu"):
                 following = _run(api, deployment, 0)
-                _wait_for(
+                wait_for(
                     "the next run", lambda run=following: _state(api, run) not in {"SCHEDULED", "PENDING", "RUNNING"}
                 )
                 assert _state(api, following) == "COMPLETED"
