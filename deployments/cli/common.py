@@ -67,6 +67,15 @@ def say(text: str) -> None:
     console.print(f"[dim]{escape(text)} ...[/]")
 
 
+def hush() -> None:
+    """Keep libraries from talking between the lines of a command; call it before they are imported.
+
+    A bar for each model that is loaded, and what a temporary Prefect server would send to its makers.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")
+
+
 def state_folder(state: Path | None) -> Path:
     """The folder of the local stack: the one named, or the usual one."""
     return state or local.default_state()

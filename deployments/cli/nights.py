@@ -16,6 +16,7 @@ from deployments.cli.common import (
     UsageError,
     connect,
     console,
+    hush,
     load_settings,
     parameters,
     reach_prefect,
@@ -60,6 +61,7 @@ def run(
     settings: SetOption = None,
 ) -> None:
     """Run a night: take in what is new, check, fine-tune, compare, promote what is surely better."""
+    hush()
     from deployments import follow, show
     from tasks.registry import read_production
 

@@ -19,6 +19,7 @@ from deployments.cli.common import (
     any_stack,
     connect,
     console,
+    hush,
     say,
     state_folder,
 )
@@ -104,7 +105,7 @@ def tour(state: StateOption = None) -> None:
     from deployments import tour as week
     from tasks.storage import Store
 
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # of loading a model, in the middle of the story
+    hush()
     began = time.monotonic()
     with any_stack(state_folder(state)) as stack:
         stack.adopt()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from deployments.cli.common import CliError, SetOption, UsageError, console, parameters, say
+from deployments.cli.common import CliError, SetOption, UsageError, console, hush, parameters, say
 
 
 def try_pairs(
@@ -21,7 +20,7 @@ def try_pairs(
     settings: SetOption = None,
 ) -> None:
     """Say whether fine-tuning on a file of pairs would help: Recall@10 before and after, without any server."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # one for every model would drown the lines below
+    hush()
     from deployments import show
     from tasks import trial
     from tasks.config import Checks, Gate, Training
