@@ -100,6 +100,18 @@ def test_an_unreachable_prefect_server_is_an_error_in_words(command: str) -> Non
     assert "Traceback" not in done.stderr
 
 
+def test_a_path_that_cannot_be_used_is_an_error_in_words(tmp_path: Path) -> None:
+    """The path, what is wrong with it, no traceback."""
+    (tmp_path / "file").write_text("")
+    done = _ratchet("convert", str(local.ROOT / "docs/examples/argilla.json"), str(tmp_path / "file" / "pairs.jsonl"))
+    assert done.returncode == 2
+    assert f"{tmp_path / 'file' / 'pairs.jsonl'}: Not a directory" in done.stderr
+    done = _ratchet("status", "--state", str(tmp_path / "file" / "state"))
+    assert done.returncode == 1
+    assert "Not a directory: name another" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_mistakes_in_parameters_are_named_each() -> None:
     """Which parameter, what was given, and the one that was probably meant."""
     with pytest.raises(common.UsageError) as caught:

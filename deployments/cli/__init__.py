@@ -85,13 +85,16 @@ def _expected() -> tuple[type[Exception], ...]:
     from tasks.storage import StoreError
     from tasks.versions import RegistryError
 
-    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError, HTTPError)
+    files = (PermissionError, NotADirectoryError)  # a path that was named, and is not the caller's to use
+    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError, HTTPError, *files)
 
 
 def _words(error: Exception) -> str:
     """What an error says; of one of HTTP, which only the Prefect server is spoken to by, what to do about it."""
     from httpx import HTTPError, HTTPStatusError
 
+    if isinstance(error, OSError):
+        return f"{error.filename}: {error.strerror}: name another, or ask for the right to use it"
     if not isinstance(error, HTTPError):
         return str(error)
     if not isinstance(error, HTTPStatusError):
