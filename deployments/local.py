@@ -331,6 +331,8 @@ def _prefect_environment(state: Path, api_url: str) -> dict[str, str]:
     return {
         "PREFECT_HOME": str(state / "prefect"),
         "PREFECT_API_URL": api_url,
+        # links in alerts lead to where people look already: the server's first page is that of its newer UI
+        "PREFECT_UI_URL": f"{api_url.removesuffix('/api')}/v2",
         "PREFECT_API_AUTH_STRING": _password(state),
         "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),

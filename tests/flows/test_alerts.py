@@ -262,7 +262,7 @@ def test_blocked_data_is_told(hook: Receiver, night_store: Store) -> None:
     assert outcome.report in message.body
 
 
-def test_a_failed_run_is_told(hook: Receiver, night_store: Store) -> None:
+def test_a_failed_run_is_told(hook: Receiver, on_stack: local.Stack, night_store: Store) -> None:
     """A corrupt pointer: what the run died of, made plain, and where to look."""
     night_store.put("production.json", b'{"version": "\xff')
     with pytest.raises(registry.RegistryError):
@@ -272,7 +272,7 @@ def test_a_failed_run_is_told(hook: Receiver, night_store: Store) -> None:
     assert message.subject.endswith(" failed")
     assert "production.json is not valid" in message.body
     assert "s3://" not in message.body  # an address from outside is no link
-    assert "/runs/flow-run/" in message.body
+    assert f"{on_stack.ui_url}/v2/runs/flow-run/" in message.body
 
 
 def test_drift_and_standstill_are_told_once(hook: Receiver, night_store: Store, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from PIL import Image
 from tasks.report import html
 from tests.browser import chromium
 from tests.report_cases import material, outcome
+from tests.screenshots import shrink
 
 _LOOKS: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 900, "height": 1200}, "color_scheme": "light"},
@@ -31,14 +32,6 @@ def take(folder: Path) -> None:
                 picture = folder / f"report-{verdict}-{look}.png"
                 page.screenshot(path=picture, full_page=True)
                 page.close()
-                _shrink(picture)
+                shrink(picture)
         with Image.open(folder / "report-promoted-light.png") as whole:
             whole.crop((0, 0, whole.width, 860)).save(folder / "report.png", optimize=True)
-
-
-def _shrink(picture: Path) -> None:
-    """Few colours, so that a repository can hold many pictures; text stays sharp."""
-    with Image.open(picture) as found:
-        found.convert("RGB").quantize(48, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(
-            picture, optimize=True
-        )

@@ -1,0 +1,74 @@
+"""The Prefect UI as an operator meets it, with a real night that is started from its form: takes about five minutes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
+from typing import TYPE_CHECKING, Final
+
+from deployments import demo, local
+from deployments.settings import Settings
+from tasks.storage import Store
+from tests import prefect_ui
+from tests.browser import chromium
+from tests.flows.receiver import receiving
+from tests.screenshots import shrink
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Locator, Page
+
+_NIGHT: Final = 20 * 60_000
+"""Milliseconds that the night may take."""
+
+_SETTINGS: Final = Settings.model_validate({"channels": {"ops": {"kind": "webhook", "secret_env": "OPS"}}})
+
+
+def take(folder: Path) -> None:
+    """Write `ui-<page>.png`: deployments, form, run, report, events, automations."""
+    with TemporaryDirectory() as temporary, local.running(Path(temporary) / "state", on_step=print) as stack:
+        stack.adopt()
+        from deployments import deploy  # Prefect reads its settings when it is imported
+
+        demo.build().upload(Store.open(stack.store()))
+        with receiving() as hook:
+            deploy.deploy(_SETTINGS, environment={**stack.environment(), "OPS": hook.url})
+            photograph(stack, folder)
+
+
+def photograph(stack: local.Stack, folder: Path) -> None:
+    """Go the way of a person who starts a night by hand, and take a picture of each page."""
+    with chromium() as browser, prefect_ui.signed_in(browser, stack, Path(gettempdir())) as page:
+        page.set_viewport_size({"width": 1280, "height": 520})
+        page.goto(f"{stack.ui_url}/v2/deployments")
+        _picture(page, folder / "ui-deployments.png", page.get_by_role("link", name="nightly", exact=True))
+
+        page.set_viewport_size({"width": 1280, "height": 1130})
+        prefect_ui.open_form(page, stack, "nightly")
+        page.get_by_label("Run Name").fill("first-labels-of-november")
+        prefect_ui.enter(page, "reason", "The first labels of November are in")
+        _picture(page, folder / "ui-form.png", page.get_by_label("Epochs"))
+        page.get_by_role("button", name="Submit").click()
+        page.get_by_role("link", name="View run").click()
+        page.get_by_text("Completed", exact=True).first.wait_for(timeout=_NIGHT)
+        page.get_by_role("tab", name="Artifacts").click()
+        page.reload()
+        page.set_viewport_size({"width": 1280, "height": 1080})
+        _picture(page, folder / "ui-run.png", page.get_by_text("chart-scores"))
+
+        page.get_by_role("link").filter(has_text="report").click()
+        page.locator("a[href*='/artifact/']").click()
+        page.set_viewport_size({"width": 1280, "height": 1000})
+        _picture(page, folder / "ui-report.png", page.get_by_role("heading", name="Promoted: "))
+
+        page.goto(f'{stack.ui_url}/v2/events?events=["ratchet.*"]')
+        _picture(page, folder / "ui-events.png", page.get_by_text("ratchet.night.promoted"))
+        page.goto(f"{stack.ui_url}/v2/automations")
+        _picture(page, folder / "ui-automations.png", page.get_by_text("ratchet: regressed"))
+
+
+def _picture(page: Page, file: Path, ready: Locator) -> None:
+    """Take a picture of what can be seen, when `ready` is there and charts and lists have come to rest."""
+    ready.first.wait_for()
+    page.wait_for_timeout(3_000)
+    page.screenshot(path=file, animations="disabled")
+    shrink(file, 128)  # greys that are close to each other
