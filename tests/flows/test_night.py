@@ -180,6 +180,26 @@ def test_the_same_model_again_is_held(promoted: Promoted) -> None:
 
 
 @pytest.mark.slow
+def test_a_night_goes_on_from_production_with_what_is_new(promoted: Promoted) -> None:
+    """The model that serves learns the new rows and a share of the old; the verdict is the gate's, as on any night."""
+    production = registry.read_production(promoted.store)
+    assert production is not None
+    known = set(promoted.pairs)
+    new = [row for row in cut(demo.build().pairs, "document", CHARS) if row not in known][:150]
+    promoted.store.put("pairs/dt=2026-11-22/b.jsonl", b"".join(new))
+    outcome = retrain(store=promoted.store.url, training=FAST.model_copy(update={"start_from": "production"}))
+    trained = json.loads(promoted.store.get(f"runs/{outcome.run_id}/train.json").body)
+    assert trained["started_from"] == production.version
+    assert trained["distance_from_base"] > 0
+    assert sum(trained["rows"].values()) < outcome.counts["train"], "all rows were trained on again"
+    assert outcome.verdict in ("promoted", "held"), outcome.reasons
+    assert outcome.candidate is not None
+    now = registry.read_production(promoted.store)
+    assert now is not None
+    assert now.version == (outcome.candidate.version if outcome.verdict == "promoted" else production.version)
+
+
+@pytest.mark.slow
 def test_shuffled_labels_regress(promoted: Promoted) -> None:
     """Every label twice as often wrong as right: the candidate is surely worse, and production stays."""
     before = promoted.store.get("production.json").body
