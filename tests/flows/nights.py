@@ -13,12 +13,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 
-from deployments import demo, follow, local
+from deployments import demo, follow, guard, local
 from deployments.tour import SPLIT, cut
 from tasks import commit_log, intake, registry
 from tasks.config import Outcome, Training
@@ -142,3 +143,15 @@ def final(client: SyncPrefectClient, run: uuid.UUID, seconds: float = 420.0) -> 
         return state.name if state is not None and state.is_final() else None
 
     return str(wait_for(f"the end of run {run}", ended, seconds))
+
+
+def processes(stack: local.Stack, run: uuid.UUID) -> list[psutil.Process]:
+    """The processes of a flow run."""
+    found = []
+    for process in guard.marked(stack.mark):
+        try:
+            if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run.hex:
+                found.append(process)
+        except (psutil.Error, OSError):
+            continue
+    return found

@@ -5,23 +5,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import httpx
-import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 from prefect.utilities.callables import parameter_schema
 
-from deployments import guard, local
+from deployments import local
 from flows.retrain import retrain
 from flows.rollback import rollback
 from tasks.runs import run_id
-from tests.flows.small_nights import children, final, small_night, trains, wait_for
+from tests.flows.nights import children, final, new_night, processes, trains, wait_for
 
 NUMERIC = {"integer", "number"}
 BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
@@ -151,40 +149,27 @@ def test_the_hour_that_comes_twice_gives_two_ids() -> None:
 @pytest.mark.stack
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_cancelling_a_night_stops_its_training(
-    on_stack: local.Stack, client: SyncPrefectClient, tmp_path: Path
-) -> None:
+def test_cancelling_a_night_stops_its_training(on_stack: local.Stack, client: SyncPrefectClient) -> None:
     """A second night is refused; cancelled, the training is gone within a minute, and the next night promotes."""
-    night = small_night(on_stack, tmp_path)
+    night = new_night(on_stack)
     run = night.start(reason="to be cancelled")
-    child = trains(client, night, run)
+    child = trains(client, run)
     second = night.start(reason="too soon")
     assert final(client, second) == "Cancelled"
     assert children(client, second) == []
     assert client.read_flow_run(run).state_name == "Running", "the first goes on"
     client.set_flow_run_state(run, Cancelling(message="cancelled by a person"))  # what the button in the UI does
-    wait_for("the end of the child's process", lambda: not _processes(on_stack, child.id), 60)
+    wait_for("the end of the child's process", lambda: not processes(on_stack, child.id), 60)
     assert final(client, run) == "Cancelled"
     assert final(client, child.id) == "Cancelled"
-    assert night.assert_sound(promotions=0) is None
+    night.assert_sound(promotions=0)
     following = night.start(reason="once more")
     assert final(client, following) == "Completed"
-    assert night.outcome(following).verdict == "promoted"
+    night.assert_promoted(following)
     serving = night.store.get("production.json").body
     again = night.start(reason="cancelled beside production", force=True)
-    child = trains(client, night, again)
+    child = trains(client, again)
     client.set_flow_run_state(again, Cancelling(message="cancelled by a person"))
-    wait_for("the end of the child's process", lambda: not _processes(on_stack, child.id), 60)
+    wait_for("the end of the child's process", lambda: not processes(on_stack, child.id), 60)
     assert night.store.get("production.json").body == serving
     night.assert_sound(promotions=1)
-
-
-def _processes(stack: local.Stack, run: uuid.UUID) -> list[psutil.Process]:
-    found = []
-    for process in guard.marked(stack.mark):
-        try:
-            if process.environ().get("PREFECT__FLOW_RUN_ID", "").replace("-", "") == run.hex:
-                found.append(process)
-        except (psutil.Error, OSError):
-            continue
-    return found
