@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from deployments import guard, local
-from tests.flows.small_nights import wait_for
+from tests.flows.nights import wait_for
 
 pytestmark = pytest.mark.stack
 
