@@ -135,6 +135,25 @@ def trains(client: SyncPrefectClient, run: uuid.UUID) -> FlowRun:
     return wait_for("the training", found)
 
 
+def has_checkpoint(client: SyncPrefectClient, night: Night, run: uuid.UUID, child: int) -> FlowRun:
+    """Wait until fine-tuning number `child` of a night has written a checkpoint of its own."""
+    before: set[str] = set()
+
+    def found() -> FlowRun | None:
+        nonlocal before
+        runs = children(client, run)
+        if len(runs) < child or runs[child - 1].state_name != "Running":
+            before = keys()
+            return None
+        return runs[child - 1] if keys() - before else None
+
+    def keys() -> set[str]:
+        found = night.store.entries("runs/")
+        return {entry.key for entry in found if f"-{run.hex[:8]}/checkpoints/" in entry.key}
+
+    return wait_for("a checkpoint", found)
+
+
 def final(client: SyncPrefectClient, run: uuid.UUID, seconds: float = 420.0) -> str:
     """Wait until a run has ended; returns the name of its state."""
 

@@ -6,20 +6,23 @@ ledger and pointer agreeing, and no checkpoint left behind.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from deployments import drain, guard, local
+from deployments import automations, drain, guard, local
+from deployments.settings import Settings
 from tasks.config import Outcome
 from tests.flows.conftest import client_of
 from tests.flows.nights import (
@@ -27,7 +30,9 @@ from tests.flows.nights import (
     Night,
     children,
     final,
+    has_checkpoint,
     new_night,
+    processes,
     trains,
     wait_for,
 )
@@ -70,6 +75,13 @@ class Site:
         """Send a signal to the worker of a pool, and wait until it is gone."""
         self.workers[pool].send_signal(number)
         self.workers[pool].wait(60)
+
+    def kill(self, run: UUID) -> None:
+        """Kill -9 the process of a flow run."""
+        found = processes(self.stack, run)
+        assert found
+        for process in found:
+            process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -150,3 +162,37 @@ def test_workers_are_drained_and_killed(site: Site, reference: Outcome) -> None:
     site.start_worker("gpu")
     _assert_as_if_nothing_had_happened(second.assert_promoted(run), reference)
     assert [child.state_name for child in children(site.client, run)] == ["Completed"]
+
+
+def test_the_training_is_killed_and_then_its_worker_too(site: Site, night: Night, reference: Outcome) -> None:
+    """Kill -9 on the training, then on the next one and its worker: each is followed by one that goes on from there."""
+    with _quick_to_crash_silent_runs(site):
+        run = night.start(OFTEN, reason="the training is killed twice")
+        site.kill(has_checkpoint(site.client, night, run, child=1).id)
+        second = has_checkpoint(site.client, night, run, child=2)
+        site.stop_worker("gpu", signal.SIGKILL)
+        site.kill(second.id)
+        site.start_worker("gpu")
+        assert final(site.client, run, 600) == "Completed"
+    _assert_as_if_nothing_had_happened(night.assert_promoted(run), reference)
+    assert [child.state_name for child in children(site.client, run)] == ["Crashed", "Crashed", "Completed"]
+    (trained,) = [entry.key for entry in night.store.entries("runs/") if entry.key.endswith("/train.json")]
+    assert json.loads(night.store.get(trained).body)["resumed"] > 0
+
+
+@contextmanager
+def _quick_to_crash_silent_runs(site: Site) -> Iterator[None]:
+    """Runs say twice a minute that they live, and silence counts after 75 s: below the bounds, which are for people."""
+    default = Settings()
+    quick = default.model_copy(update={"alerts": default.alerts.model_copy(update={"heartbeat_minutes": 1.25})})
+    deployment = site.client.read_deployment_by_name("fine-tune/gpu")
+    variables = deployment.job_variables or {}
+    often = {**variables, "env": {**variables["env"], "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
+    path = f"/deployments/{deployment.id}"
+    site.client._client.patch(path, json={"job_variables": often}).raise_for_status()
+    automations.apply(quick, {})
+    try:
+        yield
+    finally:
+        automations.apply(default, {})
+        site.client._client.patch(path, json={"job_variables": variables}).raise_for_status()
