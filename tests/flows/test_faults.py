@@ -1,19 +1,21 @@
-"""A night survives what breaks around it: processes, the Prefect API, the store.
+"""A night survives what breaks around it: processes, the Prefect API, the store, the disk.
 
-Each of these nights ends as the undisturbed one does: promoted once, with the same scores, every pair taken in once,
-ledger and pointer agreeing, and no checkpoint left behind.
+Each of these nights ends as the undisturbed one does, or, where it had to fail, the next one does: promoted once, with
+the same scores, every pair taken in once, ledger and pointer agreeing, and no checkpoint left behind.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -23,10 +25,13 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 
 from deployments import automations, drain, guard, local
 from deployments.settings import Settings
+from tasks import encoding, registry, serving
 from tasks.config import Outcome
+from tests.browser import require_program
 from tests.flows.conftest import client_of
 from tests.flows.nights import (
     OFTEN,
+    QUICK,
     Night,
     children,
     final,
@@ -196,3 +201,52 @@ def _quick_to_crash_silent_runs(site: Site) -> Iterator[None]:
     finally:
         automations.apply(default, {})
         site.client._client.patch(path, json={"job_variables": variables}).raise_for_status()
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A folder on a file system of its own with room for vectors, and not for a model."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a file system")
+    mount, umount = require_program("mount"), require_program("umount")
+    mounted = subprocess.run([mount, "-t", "tmpfs", "-o", "size=64m", "none", folder], check=False)
+    if mounted.returncode != 0:
+        pytest.skip("no file system may be mounted here")
+    try:
+        yield folder
+    finally:
+        subprocess.run([umount, "--lazy", folder], check=True)
+
+
+def test_the_disk_is_full(site: Site, night: Night, reference: Outcome, small_disk: Path, tmp_path: Path) -> None:
+    """The night fails and says why, production is the same bytes, and the next night, with room, promotes."""
+    version = _serve_the_base_model(night, tmp_path / "model")
+    before = night.store.get("production.json").body
+    site.stop_worker("gpu")
+    site.start_worker("gpu", RATCHET_WORK=str(small_disk), TMPDIR=str(small_disk))
+    run = night.start(reason="the disk is full")
+    assert final(site.client, run) == "Failed"
+    outcome = night.outcome(run)
+    assert outcome.verdict == "failed"
+    assert "No space left on device" in outcome.reasons[0]
+    assert night.store.get("production.json").body == before
+    night.assert_sound(promotions=1)
+
+    site.stop_worker("gpu")
+    site.start_worker("gpu")
+    run = night.start(reason="there is room again")
+    assert final(site.client, run) == "Completed"
+    outcome = night.assert_promoted(run, promotions=2)
+    assert outcome.production_before == version
+    _assert_as_if_nothing_had_happened(outcome, reference)
+
+
+def _serve_the_base_model(night: Night, folder: Path) -> str:
+    """Put the base model itself into production; returns its version."""
+    shutil.copytree(encoding.resolve_model(QUICK.base_model), folder, ignore=shutil.ignore_patterns(".git*"))
+    version = registry.publish(night.store, folder, serving.describe(folder, ()))
+    scores = {"recall_at_10": 0.5, "mrr": 0.5}
+    registry.promote(night.store, version, None, run_id="by hand", who="test", reason="to begin with", scores=scores)
+    return version
