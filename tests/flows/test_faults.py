@@ -43,7 +43,7 @@ from tests.flows.nights import (
 )
 from tests.flows.outage import Line, line
 
-pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 class Site:
