@@ -71,6 +71,22 @@ def enter(page: Page, name: str, value: str) -> None:
     found.locator("input, textarea").fill(value)
 
 
+def submit(page: Page, presses: int = 3) -> None:
+    """Start the run, and go to its page. A server under load may not take it at the first press."""
+    from playwright.sync_api import TimeoutError as NothingHappensError
+
+    started = page.get_by_role("link", name="View run")
+    for press in range(1, presses + 1):
+        page.get_by_role("button", name="Submit").click()
+        try:
+            started.wait_for()
+            break
+        except NothingHappensError:
+            if press == presses:
+                raise
+    started.click()
+
+
 def submit_again(page: Page, refused: str) -> None:
     """Start the run after a refusal, whose words are still there.
 
