@@ -118,7 +118,9 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
         since = (
             f"since run {evidence.since}, the last good night" if evidence.since else "so far: no night was good yet"
         )
-        text.add(f"New data {since}: {len(evidence.objects):,} objects, {accepted:,} rows, {rejected:,} rejected.")
+        count = len(evidence.objects)
+        objects = f"{count:,} object{'s' * (count != 1)}"
+        text.add(f"New data {since}: {objects}, {accepted:,} rows, {rejected:,} rejected.")
     for key, rows, bad in sorted(evidence.objects, key=lambda one: -one[1])[:5]:
         text.add(f"- {quote(key, 200)}: {rows:,} rows, {bad:,} rejected")
     return _finish("Ratchet: the new model is worse than production", text, outcome, run_url)
