@@ -267,7 +267,10 @@ def test_a_failed_run_is_told(hook: Receiver, on_stack: local.Stack, night_store
     night_store.put("production.json", b'{"version": "\xff')
     with pytest.raises(registry.RegistryError):
         retrain(store=night_store.url)
-    message = _once(hook, lambda one: night_store.url.rpartition("/")[2] in one.body)
+    name = night_store.url.rpartition("/")[2]
+    message = hook.wait(lambda one: name in one.body, 60)
+    # what Prefect's own states set off, a busy server was seen to send twice: then it is the same message
+    assert {(one.subject, one.body) for one in hook.messages if name in one.body} == {(message.subject, message.body)}
     assert message.subject.startswith("Ratchet: run ")
     assert message.subject.endswith(" failed")
     assert "production.json is not valid" in message.body
