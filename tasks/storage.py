@@ -141,7 +141,7 @@ class Store:
                 if attempt == _BODY_ATTEMPTS:
                     raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except ClientError as error:
-                status = 0 if _lacks_bucket(error) else _status(error)
+                status = _status(error)
                 if etag is not None and status in {404, 412}:
                     raise ChangedError(f"{self.uri(key)} changed since it was listed") from error
                 if status == 404:
@@ -191,7 +191,7 @@ class Store:
                 if attempt == _BODY_ATTEMPTS:
                     raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except ClientError as error:
-                if _status(error) == 404 and not _lacks_bucket(error):
+                if _status(error) == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
                 raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except BotoCoreError as error:
@@ -262,7 +262,7 @@ class Store:
             reply = self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
             return reply["ETag"]
         except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN or _lacks_bucket(error):
+            if _status(error) not in _NOT_WRITTEN:
                 raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
         except BotoCoreError as error:
             raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
@@ -279,7 +279,7 @@ class Store:
             with path.open("rb") as file:
                 self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=file, IfNoneMatch="*")
         except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN or _lacks_bucket(error):
+            if _status(error) not in _NOT_WRITTEN:
                 raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
             size = self._size(key)
             if size != path.stat().st_size:
@@ -403,13 +403,10 @@ def _reader(session: boto3.session.Session, client: S3Client, bucket: str, certi
 
 
 def _status(error: ClientError) -> int:
-    """The HTTP status of a refused request."""
+    """The HTTP status of a refused request; 0 where the bucket does not exist: then no key of it is merely missing."""
+    if error.response.get("Error", {}).get("Code") == "NoSuchBucket":
+        return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-
-
-def _lacks_bucket(error: ClientError) -> bool:
-    """Whether it is the bucket that does not exist: then no key of it is merely missing."""
-    return error.response.get("Error", {}).get("Code") == "NoSuchBucket"
 
 
 def _why(error: Exception) -> str:
