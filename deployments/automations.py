@@ -29,6 +29,9 @@ _ENDED: Final = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
 _ALIVE: Final = frozenset({"Running", "Retrying", "Paused", "Suspended", "Cancelling", *_ENDED})
 """States that end waiting for a run that was picked up."""
 
+_SAME: Final = timedelta(minutes=5)
+"""How long after a run's end a further state of it tells nothing new."""
+
 _PLAIN: Final = "".join(f" | replace({old!r}, {new!r})" for old, new in REPLACEMENTS)
 """`tasks.alerts.plain` as Jinja filters, for text that Prefect hands on: no mention, no link, no markup."""
 
@@ -71,6 +74,9 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
                 "match": {"prefect.resource.id": "prefect.flow-run.*"},
                 # a fine-tune that crashes is tried again by the night that waits for it, which fails if that fails
                 "match_related": _flow("retrain", "watch-production", "rollback"),
+                # once per run: a report whose reply was lost is made again
+                "for_each": {"prefect.resource.id"},
+                "within": _SAME,
             },
             f"Ratchet: run {_RUN} {{{{ {_STATE}.name | lower }}}}",
             f"Run {_RUN} ended {{{{ {_STATE}.name }}}}. Production is as it was before.\n"

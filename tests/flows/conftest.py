@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments import local
+from deployments import deploy, local
+from deployments.settings import Settings
 from tasks.storage import Store
+from tests.flows.receiver import Receiver, receiving
+
+SETTINGS = Settings.model_validate({"channels": {"hook": {"kind": "webhook", "secret_env": "HOOK"}}})
+"""One channel for all alerts: where `hook` receives."""
 
 
 @pytest.fixture(scope="session")
@@ -40,6 +46,17 @@ def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
     """The stack, with this process as its client."""
     with client_of(stack):
         yield stack
+
+
+@pytest.fixture(scope="module")
+def hook(on_stack: local.Stack) -> Iterator[Receiver]:
+    """A receiver that every alert is deployed to; afterwards the stack is as it was."""
+    with receiving() as receiver:
+        deploy.deploy(SETTINGS, environment={**on_stack.environment(), "HOOK": receiver.url})
+        yield receiver
+        deploy.deploy(Settings(), environment=on_stack.environment())
+        with get_client(sync_client=True) as client:
+            client.delete_block_document(client.read_block_document_by_name("ratchet-hook", "custom-webhook").id)
 
 
 @pytest.fixture

@@ -36,6 +36,13 @@ class Receiver:
             time.sleep(0.1)
         raise AssertionError(f"not received within {seconds} s; what came: {self.messages}")
 
+    def once(self, wanted: Callable[[Received], bool], seconds: float = 60) -> Received:
+        """The one message that is wanted; another within a moment is an error."""
+        message = self.wait(wanted, seconds)
+        time.sleep(2)
+        assert self.count(wanted) == 1, self.messages
+        return message
+
     def count(self, wanted: Callable[[Received], bool]) -> int:
         """How many of the messages are wanted ones."""
         return sum(wanted(message) for message in self.messages)
