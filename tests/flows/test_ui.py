@@ -92,7 +92,7 @@ def test_a_night_from_the_form_to_its_report(stack: local.Stack, tmp_path: Path)
         page.locator(f"a[href$='/artifact/{report['id']}']").first.click()
         heading = page.get_by_role("heading", name=re.compile("^Skipped: "))  # its description says so in small letters
         expect(heading).to_be_visible(timeout=PATIENCE)
-        assert reason in page.locator("main").inner_text()
+        expect(page.locator("main")).to_contain_text(reason, timeout=PATIENCE)
 
     folder = f"{store.folders('runs/')[0]}"
     outcome = read_outcome(store, folder)
