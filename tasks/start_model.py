@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -124,12 +125,12 @@ def distance(model: SentenceTransformer, training: Training) -> float:
     """
     base = _load(FROM_BASE.path(training), "cpu", FROM_BASE.described(training))
     before = dict(base.named_parameters())
+    norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
     moved = size = 0.0
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            was = before[name].double()
-            moved += float((parameter.cpu().double() - was).square().sum())
-            size += float(was.square().sum())
+            moved += float(norm(parameter.cpu() - before[name])) ** 2
+            size += float(norm(before[name])) ** 2
     return math.sqrt(moved / size) if size else math.inf
 
 
