@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 _NIGHT: Final = 20 * 60
 """Seconds that the night may take."""
 
+_EVENT: Final = "ratchet.night.promoted"
+
 _SETTINGS: Final = Settings.model_validate({"channels": {"ops": {"kind": "webhook", "secret_env": "OPS"}}})
 
 
@@ -67,18 +69,25 @@ def photograph(stack: local.Stack, folder: Path) -> None:
         _picture(page, folder / "ui-report.png", page.get_by_role("heading", name="Promoted: "))
 
         page.goto(f'{stack.ui_url}/v2/events?events=["ratchet.*"]')
-        _picture(page, folder / "ui-events.png", page.get_by_text("ratchet.night.promoted"))
+        _picture(page, folder / "ui-events.png", page.get_by_text(_EVENT))
         page.goto(f"{stack.ui_url}/v2/automations")
         _picture(page, folder / "ui-automations.png", page.get_by_text("ratchet: regressed"))
 
 
 def _wait_for_end(stack: local.Stack, run: str) -> None:
+    """Wait until the night has ended and its event is in the list of events, which is written a little later."""
     user, _, password = stack.password_file.read_text().strip().partition(":")
     deadline = time.monotonic() + _NIGHT
     with httpx.Client(base_url=f"{stack.api_url}/", auth=(user, password), timeout=60, trust_env=False) as api:
-        while api.get(f"flow_runs/{run}").json()["state_type"] in {"SCHEDULED", "PENDING", "RUNNING"}:
+
+        def ended() -> bool:
+            wanted = {"filter": {"event": {"name": [_EVENT]}}}
+            going_on = api.get(f"flow_runs/{run}").json()["state_type"] in {"SCHEDULED", "PENDING", "RUNNING"}
+            return not going_on and bool(api.post("events/filter", json=wanted).json()["events"])
+
+        while not ended():
             if time.monotonic() > deadline:
-                raise TimeoutError(f"the night has not ended within {_NIGHT} s")
+                raise TimeoutError(f"the night has not ended with {_EVENT} within {_NIGHT} s")
             time.sleep(2)
 
 
