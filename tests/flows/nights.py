@@ -24,7 +24,13 @@ from deployments.tour import SPLIT, cut
 from tasks import commit_log, intake, registry
 from tasks.config import Outcome, Training
 from tasks.storage import Store
-from tests.flows.test_night import CHARS, FAST, PAIRS
+
+PAIRS: Final = 1_000
+CHARS: Final = 240
+"""Documents are cut to their first characters: so a search among all of them is hard enough, and quickly scored."""
+
+FAST: Final = Training(max_length=64, precision="fp32")
+"""On shorter texts than the default, and not in a precision that is measured first: a busy machine would sway that."""
 
 QUICK: Final = FAST.model_copy(update={"max_length": 32, "quick": True})
 """Half the layers on the beginnings of texts: a quarter of the time, for nights whose scores are not looked at."""

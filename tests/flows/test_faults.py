@@ -185,6 +185,19 @@ def test_the_training_is_killed_and_then_its_worker_too(site: Site, night: Night
     assert json.loads(night.store.get(trained).body)["resumed"] > 0
 
 
+def test_the_night_itself_is_killed_and_run_again(site: Site, night: Night, reference: Outcome) -> None:
+    """Kill -9 on the night while its training goes on elsewhere: the next night waits for the GPU, and promotes."""
+    run = night.start(reason="the night is killed")
+    orphan = trains(site.client, run)
+    site.kill(run)
+    assert final(site.client, run) == "Crashed"
+    night.assert_sound(promotions=0)
+    again = night.start(reason="run again")
+    assert final(site.client, again) == "Completed"
+    assert final(site.client, orphan.id) == "Completed"
+    _assert_as_if_nothing_had_happened(night.assert_promoted(again), reference)
+
+
 @contextmanager
 def _quick_to_crash_silent_runs(site: Site) -> Iterator[None]:
     """Runs say twice a minute that they live, and silence counts after 75 s: below the bounds, which are for people."""

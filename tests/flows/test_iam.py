@@ -16,13 +16,12 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from deployments import demo, local, seaweedfs
-from deployments.tour import SPLIT, cut
+from deployments import local, seaweedfs
 from flows.retrain import retrain
 from tasks import registry
 from tasks.intake import quarantined, take_in
 from tasks.storage import Store
-from tests.flows.test_night import CHARS, FAST, PAIRS
+from tests.flows.nights import FAST, fill
 from tests.models import published
 
 POLICIES: Final = Path(__file__).parents[2] / "deployments" / "iam"
@@ -245,11 +244,7 @@ def test_the_trainer_runs_a_night(
     owner = roles["owner"]
     for key in _keys(owner):
         owner.delete([key])
-    data = demo.build()
-    every = cut(data.pairs, "document", CHARS)
-    owner.put("pairs/a.jsonl", b"".join(every[len(every) * i // PAIRS] for i in range(PAIRS)))
-    owner.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)))
-    owner.put("split.json", SPLIT)
+    fill(owner)
     for name, value in _settings(server, "trainer").items():
         monkeypatch.setenv(name, value)
     outcome = retrain(store=owner.url, training=FAST)

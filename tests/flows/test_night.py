@@ -18,21 +18,16 @@ from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from rich.console import Console
 
 from deployments import demo, follow, local
-from deployments.tour import SPLIT, cut, shuffled
+from deployments.tour import cut, shuffled
 from flows.retrain import retrain
-from tasks import night, registry
-from tasks.config import Outcome, Training
+from tasks import alerts, evidence, night, registry
+from tasks.config import Outcome
 from tasks.storage import Store
 from tests import docs
+from tests.flows.nights import CHARS, FAST, PAIRS, fill
+from tests.flows.receiver import Receiver
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
-
-PAIRS = 1_000
-CHARS = 240
-"""Documents are cut to their first characters: so a search among all of them is hard enough, and quickly scored."""
-
-FAST = Training(max_length=64, precision="fp32")
-"""On shorter texts than the default, and not in a precision that is measured first: a busy machine would sway that."""
 
 
 @dataclass(frozen=True)
@@ -49,12 +44,7 @@ class Promoted:
 def promoted(on_stack: local.Stack) -> Promoted:
     """The first night, run by its deployment: the parent on pool cpu, the fine-tuning on pool gpu."""
     store = Store.open(on_stack.store(f"night-{uuid.uuid4().hex}"))
-    data = demo.build()
-    every = cut(data.pairs, "document", CHARS)
-    pairs = [every[len(every) * i // PAIRS] for i in range(PAIRS)]
-    store.put("split.json", SPLIT)
-    store.put("pairs/dt=2026-11-22/a.jsonl", b"".join(pairs))
-    store.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)))
+    pairs = fill(store)
     parameters = {
         "store": store.url,
         "training": FAST.model_dump(mode="json"),
@@ -200,8 +190,8 @@ def test_a_night_goes_on_from_production_with_what_is_new(promoted: Promoted) ->
 
 
 @pytest.mark.slow
-def test_shuffled_labels_regress(promoted: Promoted) -> None:
-    """Every label twice as often wrong as right: the candidate is surely worse, and production stays."""
+def test_shuffled_labels_regress_and_are_told(promoted: Promoted, hook: Receiver) -> None:
+    """Every label twice as often wrong as right: the candidate is surely worse, production stays, one alert says so."""
     before = promoted.store.get("production.json").body
     for copy in range(2):
         promoted.store.put(f"pairs/dt=2026-11-23/{copy}.jsonl", shuffled(promoted.pairs, seed=copy))
@@ -210,6 +200,32 @@ def test_shuffled_labels_regress(promoted: Promoted) -> None:
     assert outcome.deltas["mrr"].high < 0 or outcome.deltas["recall_at_10"].high < 0
     assert promoted.store.get("production.json").body == before
 
+    message = hook.once(lambda one: outcome.run_id in one.body)
+    expected = alerts.message(outcome, evidence.gather(promoted.store, outcome), _run_url(promoted.stack, outcome))
+    assert (message.subject, message.body) == (expected.title, expected.text)
+    assert message.subject == "Ratchet: the new model is worse than production"
+    assert outcome.candidate is not None
+    assert outcome.production is not None
+    serving, lines = outcome.production_before, message.body.splitlines()
+    assert lines[0] == (
+        f"Candidate {outcome.candidate.version} is surely worse than version {serving}. It was not promoted."
+    )
+    for label, metric in (("Recall@10", "recall_at_10"), ("MRR", "mrr")):
+        was, became = outcome.production.scores[metric], outcome.candidate.scores[metric]
+        assert f"{label}: {was:.3f} to {became:.3f}, {100 * (became - was):+.1f} points (" in message.body
+    assert "Worst queries, with the rank of the first right document:" in lines
+    assert "- `pairs/dt=2026-11-23/0.jsonl`: 1,000 rows, 0 rejected" in lines
+    assert f"Production is {serving}, as before." in lines
+    assert lines[-1] == f"Report: {outcome.report}"
+
+
+def _run_url(stack: local.Stack, outcome: Outcome) -> str:
+    """Where the run is in the UI: its id begins with what the run's folder ends in."""
+    start = outcome.run_id.rpartition("-")[2]
+    with get_client(sync_client=True) as client:
+        (found,) = [run.id for run in client.read_flow_runs() if run.id.hex.startswith(start)]
+    return f"{stack.ui_url}/runs/flow-run/{found}"
+
 
 @pytest.mark.slow
 def test_production_that_changed_meanwhile_is_never_replaced(
@@ -217,9 +233,7 @@ def test_production_that_changed_meanwhile_is_never_replaced(
 ) -> None:
     """Somebody promotes by hand between the scoring and the promotion: theirs stays."""
     store = Store.open(promoted.stack.store(f"night-{uuid.uuid4().hex}"))
-    store.put("split.json", SPLIT)
-    store.put("pairs/a.jsonl", b"".join(promoted.pairs))
-    store.put("corpus/a.jsonl", promoted.store.get("corpus/a.jsonl").body)
+    fill(store)
     folder = registry.pull_production(promoted.store, tmp_path / "model")
     description = registry.read_production(promoted.store)
     assert description is not None

@@ -13,12 +13,11 @@ import httpx
 import pytest
 from rich.console import Console
 
-from deployments import demo, follow, guard, local
-from deployments.tour import SPLIT, cut
+from deployments import follow, guard, local
 from tasks.storage import Store
 from tests import postgres
 from tests.flows.conftest import client_of
-from tests.flows.test_night import CHARS, FAST, PAIRS
+from tests.flows.nights import FAST, fill
 
 pytestmark = [pytest.mark.stack, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -52,11 +51,7 @@ def test_a_night_with_postgresql_and_a_password(tmp_path: Path) -> None:
     with postgres.running() as database:
         with local.running(state, database=database.url) as stack, client_of(stack):
             store = Store.open(stack.store("night"))
-            data = demo.build()
-            every = cut(data.pairs, "document", CHARS)
-            store.put("split.json", SPLIT)
-            store.put("pairs/a.jsonl", b"".join(every[len(every) * i // PAIRS] for i in range(PAIRS)))
-            store.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)))
+            fill(store)
             parameters = {
                 "store": store.url,
                 "training": FAST.model_dump(mode="json"),
