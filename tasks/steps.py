@@ -46,9 +46,10 @@ def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 
 _LONG: Final[dict[str, Any]] = {
     "cache_policy": NO_CACHE,
-    # a store that fails over is back within a minute or so; the client's own attempts last 15 to 30 s each time
-    "retries": 3,
-    "retry_delay_seconds": [5, 20, 60],
+    # a store that fails over is back within a minute or so, and may be away once more before a long step is done; the
+    # client's own attempts last 15 to 30 s each time
+    "retries": 4,
+    "retry_delay_seconds": [5, 20, 60, 120],
     "retry_condition_fn": _store_failed,
     # no timeout: how long it takes is up to the data. `Training.max_minutes` bounds the training, and the store's
     # client every single read and write
