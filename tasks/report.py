@@ -66,7 +66,7 @@ def score_rows(outcome: Outcome) -> list[ScoreRow]:
         if delta is not None:
             difference += f" ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
         start = outcome.base.scores.get(metric) if outcome.base else None if outcome.production.version else before
-        target = f"{TARGETS[metric]:.2f}" + ("" if after is None else " ✓" if after >= TARGETS[metric] else "")
+        target = f"{TARGETS[metric]:.2f}" + ("" if after is None else "\u00a0✓" if after >= TARGETS[metric] else "")
         rows.append(ScoreRow(label, _number(start), _number(before), _number(after), difference, target))
     return rows
 

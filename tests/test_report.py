@@ -38,7 +38,7 @@ def test_scores_are_shown_side_by_side_with_difference_interval_and_target() -> 
     rows = {row.label: row for row in score_rows(_outcome())}
     assert rows["Recall@10"].difference == "+0.1900 (+0.1200 to +0.2600 at 99%)"
     assert (rows["MRR"].production, rows["MRR"].candidate, rows["MRR"].difference) == ("0.5000", "0.7600", "+0.2600")
-    assert rows["NDCG@10"].target == "0.75 ✓"
+    assert rows["NDCG@10"].target == "0.75\u00a0✓"
     assert score_rows(_outcome(candidate=Model(version="abc", scores={"ndcg_at_10": 0.7})))[2].target == "0.75"
 
 
