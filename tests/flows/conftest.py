@@ -28,7 +28,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Stack]:
 
 @contextmanager
 def client_of(stack: local.Stack) -> Iterator[local.Stack]:
-    """Make this process a client of a stack: flows called here report to its server and use its store."""
+    """Make this process and its children clients of a stack: flows report to its server and use its store."""
     environment = stack.environment()
     settings = {
         PREFECT_API_URL: environment["PREFECT_API_URL"],
@@ -36,8 +36,7 @@ def client_of(stack: local.Stack) -> Iterator[local.Stack]:
     }
     with pytest.MonkeyPatch.context() as patch, temporary_settings(settings):
         for name, value in environment.items():
-            if name.startswith(("AWS_", "RATCHET_")):
-                patch.setenv(name, value)
+            patch.setenv(name, value)
         yield stack
 
 
