@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import uuid
 from collections.abc import Iterator
 
@@ -10,6 +11,15 @@ import pytest
 
 from deployments import seaweedfs
 from tasks.storage import Store
+
+
+def pytest_configure() -> None:
+    """Heed SIGINT even where a shell started the tests in the background.
+
+    That it is ignored would be inherited by the workers, which could then not be stopped.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
