@@ -71,28 +71,21 @@ def enter(page: Page, name: str, value: str) -> None:
     found.locator("input, textarea").fill(value)
 
 
-def submit(page: Page, presses: int = 3) -> None:
-    """Start the run, and go to its page. A server under load may not take it at the first press."""
+def submit(page: Page, *, presses: int = 3, patience: float = PATIENCE) -> None:
+    """Start the run, and go to its page; pressed again where nothing has come of it within `patience` milliseconds.
+
+    A server under load may not take it at the first press. Nor may the form of Prefect 3.8.8 after a refusal: it looks
+    at the errors of the press before, unless they have been cleared meanwhile.
+    """
     from playwright.sync_api import TimeoutError as NothingHappensError
 
     started = page.get_by_role("link", name="View run")
     for press in range(1, presses + 1):
         page.get_by_role("button", name="Submit").click()
         try:
-            started.wait_for()
+            started.wait_for(timeout=patience)
             break
         except NothingHappensError:
             if press == presses:
                 raise
     started.click()
-
-
-def submit_again(page: Page, refused: str) -> None:
-    """Start the run after a refusal, whose words are still there.
-
-    The form of Prefect 3.8.8 looks at the errors of the press before: the first one clears them, the second one goes.
-    """
-    button = page.get_by_role("button", name="Submit")
-    button.click()
-    page.get_by_text(refused, exact=True).wait_for(state="hidden")
-    button.click()

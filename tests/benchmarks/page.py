@@ -40,7 +40,7 @@ This page is made from [benchmarks.json](benchmarks.json). `python -m tests.benc
 again and renews the page; with names (`intake`, `training`, ...) it measures only these.
 """
 
-_COLOURS = ("#8a8f98", "#c58b2a", "#4c8fbf", "#2f7d4f", "#7a5ea8")
+_COLOURS = ("#8a8f98", "#c58b2a", "#4c8fbf", "#2f7d4f", "#7a5ea8", "#b4546a")
 _INK, _PAPER = "#1f2328", "#ffffff"
 
 
