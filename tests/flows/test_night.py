@@ -224,7 +224,7 @@ def _run_url(stack: local.Stack, outcome: Outcome) -> str:
     start = outcome.run_id.rpartition("-")[2]
     with get_client(sync_client=True) as client:
         (found,) = [run.id for run in client.read_flow_runs() if run.id.hex.startswith(start)]
-    return f"{stack.ui_url}/runs/flow-run/{found}"
+    return follow.address(stack.ui_url, found)
 
 
 @pytest.mark.slow
