@@ -133,7 +133,7 @@ def examine_model(name: str) -> Finding:
 def _device() -> Finding:
     import torch
 
-    from tasks.hardware import bf16_pays, device
+    from tasks.training.hardware import bf16_pays, device
 
     where = device()
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"

@@ -22,8 +22,8 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from tasks.config import Delta, Model, Outcome
-from tasks.evidence import Evidence
-from tasks.fresh import Seen
+from tasks.report import Evidence
+from tasks.watch import Seen
 
 LONGEST: Final = 3_000
 """Characters of a message: what a Slack block, the narrowest of the channels, takes."""

@@ -17,19 +17,19 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 from pydantic_core import to_json
 
-from tasks import material, report, runs
+from tasks import report, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training
+from tasks.report import material
 from tasks.storage import Store
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tasks.charts import Chart
     from tasks.dataset import Dataset
-    from tasks.encoding import ModelEncoder
+    from tasks.encoding import CachedEncoder, ModelEncoder
     from tasks.registry import Change
-    from tasks.start import Plan
-    from tasks.vector_cache import CachedEncoder
+    from tasks.report.charts import Chart
+    from tasks.training import Plan
 
 _CHECKPOINTS: Final = "checkpoints/"
 _PUBLISHING: Final = 600.0
@@ -150,10 +150,10 @@ def train(
     `production` is the version that served when the run began. With several nodes each calls this, as long as the run
     has no result: the one whose process leads publishes, the others wait for what it writes.
     """
-    from tasks import encoding, registry, serving
+    from tasks import encoding, registry
     from tasks import training as trainer
-    from tasks.checkpoints import Checkpoints
-    from tasks.processes import Rendezvous
+    from tasks.scoring import serving
+    from tasks.training import Checkpoints, Rendezvous
 
     def trained() -> dict[str, Any]:
         data = _dataset(store, commit)
@@ -208,7 +208,8 @@ def score(
 
     Includes the serving check: the published candidate in a fresh process must give the vectors that were scored.
     """
-    from tasks import encoding, scoring, serving
+    from tasks import encoding, scoring
+    from tasks.scoring import serving
 
     def scored() -> dict[str, Any]:
         data = _dataset(store, commit)
@@ -351,7 +352,7 @@ def _start(
     training: Training,
 ) -> tuple[Plan, pa.Table]:
     """Where to start and on which rows; decided once, and kept with all that a further node has to know."""
-    from tasks import start
+    from tasks.training import plan as start
 
     def decided() -> dict[str, Any]:
         chosen = start.choose(store, run_id, production, base, train, training)
@@ -374,7 +375,8 @@ def _awaited(store: Store, key: str, seconds: float) -> dict[str, Any]:
 
 def _moved(per_query: bytes, data: Dataset, encoders: Mapping[str, CachedEncoder]) -> dict[str, Any]:
     """The queries that lost and gained most, and what each returned with production and with the candidate."""
-    from tasks import movers, scoring
+    from tasks import scoring
+    from tasks.scoring import movers
 
     lost, gained = movers.moved(per_query, _SHOWN)
     place = {query: row for row, query in enumerate(data.test.queries)}
@@ -405,7 +407,7 @@ def _model(store: Store, version: str | None, base_model: str, work: Path) -> Pa
 
 def _cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:
     """An encoder that takes every text that its model ever encoded from the cache."""
-    from tasks.vector_cache import CachedEncoder, VectorCache
+    from tasks.encoding import CachedEncoder, VectorCache
 
     return CachedEncoder(encoder, VectorCache(work / "vectors", store))
 

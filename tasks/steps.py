@@ -33,10 +33,12 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from tqdm import tqdm
 
-from tasks import alerts, evidence, fresh, night
-from tasks.commit_log import LogError
+from tasks import alerts, night
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
+from tasks.intake import LogError
+from tasks.report import evidence
 from tasks.storage import Store, StoreError
+from tasks.watch import fresh
 
 
 def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:

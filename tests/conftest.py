@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import boto3
 import pytest
 
-from deployments import seaweedfs
+from deployments.stack import seaweedfs
 from tasks.storage import Store
 
 

@@ -10,7 +10,7 @@ from typing import Final
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from deployments import settings
+from deployments.server import settings
 from tasks.config import Checks, Gate, Limits, Training
 
 DOCS: Final = Path(__file__).parent.parent / "docs"

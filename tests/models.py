@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tasks.registry import Description, publish
 from tasks.storage import Store
-from tasks.versions import Description, publish
 
 DESCRIPTION = Description(
     dimension=384, normalisation="l2", prompts={"query": "query: "}, max_length=256, matryoshka_dims=(128, 32)

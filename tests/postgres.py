@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import pytest
 
-from deployments.seaweedfs import free_ports
+from deployments.stack.seaweedfs import free_ports
 from tests.browser import require_program
 
 _NOBODY: Final = 65534

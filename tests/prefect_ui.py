@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from deployments import local
+from deployments.stack import local
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Locator, Page

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tasks.config import Checks, Delta, Gate, Model, Outcome, Training, Verdict
-from tasks.material import Material
+from tasks.report import Material
 
 VERDICTS: tuple[Verdict, ...] = ("promoted", "held", "regressed", "blocked", "skipped", "failed")
 

@@ -10,17 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prefect.blocks.abstract import NotificationBlock
 
-from deployments import channels
-from deployments.settings import Channel
-from tasks import evidence, scoring
+from deployments.server import channels
+from deployments.server.settings import Channel
+from tasks import scoring
 from tasks.alerts import LONGEST, message, news, plain, quote
 from tasks.config import Delta, Model, Outcome
-from tasks.evidence import Evidence, Fallen
-from tasks.fresh import Seen
 from tasks.intake import take_in
+from tasks.report import Evidence, Fallen, evidence
 from tasks.runs import write_outcome
 from tasks.storage import Store
-from tasks.watch import Standstill
+from tasks.watch import Seen, Standstill
 
 HOSTILE = [
     "<!channel> <!here|all> <@U123> <https://evil.example|your bank>",

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.batches import Batch, Examples, order
+from tasks.training.examples import Batch, Examples, order
 
 Row = tuple[str, str, list[str], float | None]
 

@@ -10,9 +10,9 @@ import torch
 from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
-from tasks.batches import Ints
-from tasks.buckets import Embedder, Texts
 from tasks.encoding import load
+from tasks.training.embedder import Embedder, Texts
+from tasks.training.examples import Ints
 from tests import tiny_models
 
 SENTENCE = "rotate the access key of a user before it expires and tell nobody about its secret part"

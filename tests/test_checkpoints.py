@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import torch
 
-from tasks.checkpoints import Checkpoint, Checkpoints
 from tasks.storage import Store, StoreError
 from tasks.training import Trained, train
-from tasks.training_loop import Loop
+from tasks.training.checkpoints import Checkpoint, Checkpoints
+from tasks.training.loop import Loop
 from tests import tiny_models
 from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
 

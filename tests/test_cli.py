@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import cli, doctor, local
+from deployments import cli, doctor
 from deployments.cli import common
+from deployments.stack import local
 from tasks.intake import take_in
 from tasks.storage import Store
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments.convert import ConvertError, Fields, convert
-from deployments.local import ROOT
+from deployments.stack.local import ROOT
 from tasks.parsing import parse
+from tasks.parsing.exports import ConvertError, Fields, convert
 
 EXAMPLES = ROOT / "docs" / "examples"
 PASSWORD = "Open Settings, choose Security, press Reset password."
@@ -67,7 +67,8 @@ def test_the_consumer_rebuilds_only_when_vectors_change(store, tmp_path: Path) -
     """The example of the documentation on a real store: built, left alone, and built anew for another model."""
     import importlib.util
 
-    from tasks import registry, serving
+    from tasks import registry
+    from tasks.scoring import serving
     from tests import tiny_models
 
     spec = importlib.util.spec_from_file_location("rebuild_index", EXAMPLES / "rebuild_index.py")

@@ -13,9 +13,10 @@ import pytest
 import typer.main
 
 from deployments import cli
-from deployments.local import ROOT
-from tasks import commit_log, intake, registry, splits
+from deployments.stack.local import ROOT
+from tasks import intake, registry, splits
 from tasks.config import Verdict
+from tasks.intake import commit_log
 from tasks.parsing import KINDS
 from tests import docs
 
@@ -177,7 +178,7 @@ _FOR_PEOPLE = frozenset(
 )
 """Errors whose message is what a command or a failed night says."""
 
-_OF_ROWS = ("tasks/parsing.py", "tasks/parquet.py", "tasks/unpacking.py")
+_OF_ROWS = ("tasks/parsing/objects.py", "tasks/parsing/parquet.py", "tasks/parsing/unpacking.py")
 """Why rows and objects are rejected is on a page of its own, `hostile-input.md`."""
 
 

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from tasks import fresh, intake, registry, serving
+from tasks import intake, registry
 from tasks.config import Outcome, Watch
 from tasks.runs import write_outcome
+from tasks.scoring import serving
 from tasks.storage import Store
+from tasks.watch import fresh
 from tests import tiny_models
 
 RULE = Watch(min_queries=10)

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from deployments import cli, init, settings
+from deployments import cli
+from deployments.server import settings
+from deployments.server import settings_file as init
 
 
 def test_what_is_written_means_the_defaults(tmp_path: Path) -> None:

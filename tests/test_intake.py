@@ -17,10 +17,9 @@ from datetime import UTC, datetime
 import orjson
 import pytest
 
-from tasks import commit_log, intake, night
-from tasks.commit_log import LogError
+from tasks import night
 from tasks.config import Limits
-from tasks.intake import ROWS, counts, new_pairs, quarantined, read_rows, take_in
+from tasks.intake import ROWS, LogError, commit_log, counts, new_pairs, quarantined, read_rows, take, take_in
 from tasks.storage import Blob, Entry, Store
 from tests.faults import Crash, faulty, writes
 
@@ -226,12 +225,12 @@ class Shelf(Store):
 
 def test_reading_ahead_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Only so many bytes are read and not yet parsed, however many objects there are; a larger object is alone."""
-    monkeypatch.setattr(intake, "AHEAD_BYTES", 100)
+    monkeypatch.setattr("tasks.intake.take.AHEAD_BYTES", 100)
     sizes = {f"pairs/{n}.csv": size for n, size in enumerate([10] * 50 + [500] + [40] * 20)}
     shelf = Shelf(sizes)
     entries = [Entry(key, "", size, datetime.now(UTC)) for key, size in sizes.items()]
     order = []
-    for entry, body in intake._bodies(shelf, entries, Limits()):
+    for entry, body in take._bodies(shelf, entries, Limits()):
         assert body == entry.key.encode()
         order.append(entry.key)
         shelf.parsed(entry.key)

@@ -16,7 +16,7 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from torch import Tensor, nn
 
-from tasks.losses import TRIPLET_MARGIN, cosent_loss, matryoshka, ranking_loss, triplet_loss
+from tasks.training.losses import TRIPLET_MARGIN, cosent_loss, matryoshka, ranking_loss, triplet_loss
 
 DIMS = (16, 8, 4)
 

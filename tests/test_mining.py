@@ -8,8 +8,8 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.batches import Examples
-from tasks.mining import MARGIN, mine
+from tasks.training.examples import Examples
+from tasks.training.mining import MARGIN, mine
 from tests.test_batches import table
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tasks.movers import moved
+from tasks.scoring.movers import moved
 
 
 def _table(rows: list[tuple[str, float, float, float, float]]) -> bytes:

@@ -9,10 +9,10 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from tasks import packed
-from tasks.buckets import Embedder, Texts
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import load, resolve_model
+from tasks.training import packed
+from tasks.training.embedder import Embedder, Texts
 from tests import tiny_models
 from tests.test_buckets import TEXTS, assert_close, gradients
 

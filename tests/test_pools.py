@@ -28,8 +28,9 @@ from prefect.workers.process import ProcessJobConfiguration
 from prefect_docker.worker import DockerWorker, DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from deployments import local, pools
-from deployments.pools import Kind
+from deployments.server import pools
+from deployments.server.pools import Kind
+from deployments.stack import local
 
 ROOT = Path(__file__).parent.parent
 EVERY = [(pool, kind) for pool in pools.POOLS for kind in pools.KINDS]
@@ -80,7 +81,7 @@ def _container(pool: str, values: dict[str, Any] | None = None) -> dict[str, Any
 
 @pytest.mark.parametrize(("pool", "kind"), EVERY)
 def test_stored_templates_are_what_the_installed_prefect_and_our_additions_give(pool: str, kind: Kind) -> None:
-    """An upgrade of Prefect that changes a default is seen here: `python -m deployments.pools` writes them anew."""
+    """An upgrade of Prefect that changes a default is seen here; the module, run as a program, writes them anew."""
     assert pools.template(pool, kind) == pools.build(pool, kind)
 
 

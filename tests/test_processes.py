@@ -16,9 +16,8 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tasks import night
-from tasks.checkpoints import Checkpoints
 from tasks.storage import Store
-from tasks.training import TrainingError, train
+from tasks.training import Checkpoints, TrainingError, train
 from tests import tiny_models
 from tests.test_start import upload
 from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings

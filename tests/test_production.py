@@ -18,7 +18,8 @@ import yaml
 from prefect.settings import Settings
 from prefect.settings.legacy import _get_valid_setting_names
 
-from deployments import cli, pools
+from deployments import cli
+from deployments.server import pools
 from tests.browser import require_program
 
 ROOT = Path(__file__).parent.parent

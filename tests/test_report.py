@@ -9,7 +9,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tasks.config import Delta, Model, Outcome
-from tasks.report import Material, dimension_rows, escape_markdown, html, markdown, score_rows
+from tasks.report import Material, html, markdown
+from tasks.report.page import dimension_rows, escape_markdown, score_rows
 
 HOSTILE = '<script>alert(1)</script> | [a](javascript:x) `b` ![i](http://evil/x.png)\n# head "quoted"'
 

@@ -11,8 +11,7 @@ from typing import Any
 import pytest
 
 from tasks.config import Model, Outcome
-from tasks.material import Material
-from tasks.report import charts_of, html, markdown
+from tasks.report import Material, charts_of, html, markdown
 from tests.browser import chromium, require_program
 from tests.report_cases import VERDICTS, material, outcome
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from tasks.registry import LedgerError, promote, read_production
-from tasks.retention import retire
+from tasks.registry.retention import retire
+from tasks.registry.versions import RETIRED, VersionError, hold, publish, pull, verify
 from tasks.storage import Store
-from tasks.versions import RETIRED, VersionError, hold, publish, pull, verify
 from tests.faults import Crash, faulty
 from tests.models import DESCRIPTION, published
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tasks.row_gradients import RowGradients, use_row_gradients
+from tasks.training.row_gradients import RowGradients, use_row_gradients
 
 
 def tables(padding: int | None) -> tuple[nn.Embedding, nn.Embedding]:

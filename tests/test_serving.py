@@ -9,9 +9,9 @@ import pytest
 
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import FP32, encode, load, resolve_model
-from tasks.serving import Sample, check_serving, describe, differs
+from tasks.registry import Description, publish
+from tasks.scoring.serving import Sample, check_serving, describe, differs
 from tasks.storage import Store
-from tasks.versions import Description, publish
 from tests import tiny_models
 
 QUERIES = ["fox", "the lazy dog", "a quick brown fox jumps over it"]

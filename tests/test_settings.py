@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from deployments.settings import Settings, SettingsError, load
+from deployments.server.settings import Settings, SettingsError, load
 
 
 def _load(tmp_path: Path, text: str) -> Settings:
@@ -94,7 +94,7 @@ def test_every_field_is_described() -> None:
                 found += models(field.annotation)
         return found
 
-    from deployments.settings import Channel
+    from deployments.server.settings import Channel
 
     for model in [*models(Settings), Channel]:
         assert all(field.description for field in model.model_fields.values()), model

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from deployments import show
+from deployments.terminal import show
 from tasks.config import Delta, Model, Outcome
 from tasks.parsing import Rejected
 

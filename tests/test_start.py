@@ -11,8 +11,8 @@ import pytest
 
 from tasks import dataset, encoding, intake, night, registry, splits
 from tasks.config import Training
-from tasks.start import BASE, Plan, choose, rows
 from tasks.storage import Store
+from tasks.training.plan import BASE, Plan, choose, rows
 from tests import tiny_models
 from tests.test_training import PAIRS, settings
 

@@ -12,7 +12,7 @@ import boto3
 import pytest
 from obstore.store import S3Store
 
-from deployments import seaweedfs
+from deployments.stack import seaweedfs
 from tasks.storage import ChangedError, MissingKeyError, Store, StoreError
 
 

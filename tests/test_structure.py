@@ -14,11 +14,11 @@ MODULES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob
 
 HOMES = {
     "boto3": {"tasks/storage.py"},
-    "botocore": {"tasks/storage.py", "deployments/demo.py"},  # the demo's texts are botocore's data files
+    "botocore": {"tasks/storage.py", "deployments/demo/data.py"},  # the demo's texts are botocore's data files
     "obstore": {"tasks/storage.py"},
-    "sentence_transformers": {"tasks/training.py", "tasks/encoding.py"},
+    "sentence_transformers": {"tasks/training/fine_tune.py", "tasks/encoding/encoder.py"},
     "great_expectations": {"data_checks/"},
-    "matplotlib": {"tasks/charts.py"},
+    "matplotlib": {"tasks/report/charts.py"},
     "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},
 }
 

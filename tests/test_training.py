@@ -14,13 +14,12 @@ import torch
 from safetensors.numpy import load_file
 from sentence_transformers import SentenceTransformer
 
-from tasks import hardware
-from tasks.batches import Examples
 from tasks.config import BUNDLED_MODEL, Training
 from tasks.dataset import EvaluationSet
 from tasks.encoding import check_folder, fingerprint, load, resolve_model
-from tasks.training import Estimate, Start, Trained, TrainingError, train
-from tasks.training_loop import _evaluation_steps, _schedule
+from tasks.training import Estimate, Start, Trained, TrainingError, hardware, train
+from tasks.training.examples import Examples
+from tasks.training.loop import _evaluation_steps, _schedule
 from tests import tiny_models
 from tests.test_batches import table
 
@@ -112,7 +111,7 @@ def test_packed_and_padded_runs_have_the_same_losses(
 ) -> None:
     """The fast path changes the time, not the training: loss curves agree within fp32 rounding."""
     fast = train(ROWS, None, [], settings(base), tmp_path / "fast")
-    monkeypatch.setattr("tasks.packed.agrees", lambda *_: False)
+    monkeypatch.setattr("tasks.training.packed.agrees", lambda *_: False)
     plain = train(ROWS, None, [], settings(base), tmp_path / "plain")
     assert (fast.packed, plain.packed) == (True, False)
     assert fast.padded_tokens == fast.tokens == plain.tokens < plain.padded_tokens
@@ -175,7 +174,7 @@ def test_a_start_of_another_architecture_is_refused(base: str, tmp_path: Path) -
 
 def test_the_best_checkpoint_is_saved(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The saved model has the best dev MRR of the run: scored again from its folder it ranks as it did then."""
-    monkeypatch.setattr("tasks.training_loop._DEV_SHARE", 10)  # enough for dev to be all of it, not a sample
+    monkeypatch.setattr("tasks.training.loop._DEV_SHARE", 10)  # enough for dev to be all of it, not a sample
     pairs = PAIRS[::4]
     documents = [document for _, document in pairs]
     trained = train(ROWS, dev_set(pairs), documents, settings(base, epochs=6), tmp_path / "model")
@@ -248,7 +247,7 @@ def test_out_of_memory_halves_the_buckets_and_goes_on(
 ) -> None:
     """Memory runs out above 100 tokens at once: smaller buckets with cached gradients end with the same loss curve."""
     undisturbed = train(ROWS, None, [], settings(base, epochs=1), tmp_path / "undisturbed")
-    from tasks.buckets import Embedder
+    from tasks.training.embedder import Embedder
 
     forward = Embedder.forward
 
@@ -438,7 +437,7 @@ def test_a_folder_that_is_not_empty(base: str, tmp_path: Path) -> None:
 
 def test_a_loss_that_is_no_number(base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that has diverged is an error that names the step, never a saved model."""
-    monkeypatch.setattr("tasks.training_loop.batch_loss", lambda _batch, queries, *_: queries.sum() * math.nan)
+    monkeypatch.setattr("tasks.training.loop.batch_loss", lambda _batch, queries, *_: queries.sum() * math.nan)
     assert "the loss is nan at step 1" in refused(base, tmp_path / "m")
 
 

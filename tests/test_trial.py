@@ -8,9 +8,10 @@ from pathlib import Path
 import orjson
 import pytest
 
-from deployments import demo, show
+from deployments import demo
 from deployments.cli import common
-from deployments.tour import cut
+from deployments.demo.tour import cut
+from deployments.terminal import show
 from tasks import dataset, trial
 from tasks.config import Checks, Gate, Training
 from tasks.parsing import KINDS

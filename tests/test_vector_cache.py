@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tasks import encoding, vector_cache
+from tasks import encoding
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import FP32, ModelEncoder, Progress, Role, VectorError
+from tasks.encoding import cache as vector_cache
+from tasks.encoding.cache import PREFIX, CachedEncoder, VectorCache, text_hash
 from tasks.storage import Store
-from tasks.vector_cache import PREFIX, CachedEncoder, VectorCache, text_hash
 
 DIMENSION = 4
 

@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.storage import Store
-from tasks.versions import (
+from tasks.registry.versions import (
     RETIRED,
     Manifest,
     VersionError,
@@ -26,6 +25,7 @@ from tasks.versions import (
     verify,
     version_of,
 )
+from tasks.storage import Store
 from tests.faults import Crash, faulty, writes
 from tests.models import DESCRIPTION, model_folder, published
 

@@ -16,9 +16,9 @@ from typing import Final
 import typer
 from rich.markup import escape
 
-from deployments import local
 from deployments.cli import alerts, joining, looking, nights, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
+from deployments.stack import local
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -79,11 +79,11 @@ def _expected() -> tuple[type[Exception], ...]:
     """The errors that are said in words; looked up late, as most commands need none of these modules."""
     from httpx import HTTPError
 
-    from deployments.deploy import DeployError
-    from deployments.drain import DrainError
-    from deployments.follow import RunError
+    from deployments.server.deploy import DeployError
+    from deployments.server.drain import DrainError
+    from deployments.terminal.follow import RunError
+    from tasks.registry import RegistryError
     from tasks.storage import StoreError
-    from tasks.versions import RegistryError
 
     files = (PermissionError, NotADirectoryError)  # a path that was named, and is not the caller's to use
     return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError, HTTPError, *files)

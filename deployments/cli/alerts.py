@@ -18,7 +18,7 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
     if context.invoked_subcommand is not None:
         return
     reach_prefect(state)
-    from deployments import automations
+    from deployments.server import automations
 
     told = False
     for automation in automations.find():
@@ -37,7 +37,7 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
 def send_tests(state: StateOption = None) -> None:
     """Send one of each alert, marked as a test, through the channels it is set up with."""
     reach_prefect(state)
-    from deployments import automations
+    from deployments.server import automations
 
     failed = sent = 0
     for automation in automations.find():

@@ -14,13 +14,13 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from deployments import local
+from deployments.stack import local
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
     from pydantic_core import ErrorDetails
 
-    from deployments.settings import Settings
+    from deployments.server.settings import Settings
     from tasks.storage import Store
 
 console: Final = Console(highlight=False, soft_wrap=True)
@@ -102,7 +102,7 @@ def connect(state: Path | None, store: str | None) -> Store:
 
 def load_settings(config: Path | None) -> Settings:
     """The settings of a deployment. Raises UsageError with every mistake in the file."""
-    from deployments.settings import SettingsError, load
+    from deployments.server.settings import SettingsError, load
 
     try:
         return load(config)

@@ -7,14 +7,14 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deployments import local
 from deployments.cli.common import StateOption, StoreOption, connect, console, state_folder, store_url
+from deployments.stack import local
 from tasks.config import BUNDLED_MODEL
 
 
 def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
     """List the rows that were rejected: reasons with counts, and an example of each."""
-    from deployments import show
+    from deployments.terminal import show
     from tasks.intake import quarantined
 
     show.to(console, show.rejected(quarantined(connect(state, store))))

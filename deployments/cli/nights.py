@@ -32,14 +32,14 @@ def deploy(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
 ) -> None:
     """Set up work pools, deployments, channels and alerts on the server of PREFECT_API_URL, or on the local stack."""
-    from deployments import pools
+    from deployments.server import pools
 
     kinds: dict[str, pools.Kind] = {kind: kind for kind in pools.KINDS}
     if pool_type not in kinds:
         raise UsageError(f"--pool-type is one of {', '.join(pools.KINDS)}, got {pool_type!r}")
     settings = load_settings(config)
     reach_prefect(state)
-    from deployments import deploy as setup
+    from deployments.server import deploy as setup
 
     changed = setup.deploy(settings, kind=kinds[pool_type], environment=os.environ, dry_run=dry_run)
     for line in changed:
@@ -62,7 +62,7 @@ def run(
 ) -> None:
     """Run a night: take in what is new, check, fine-tune, compare, promote what is surely better."""
     hush()
-    from deployments import follow, show
+    from deployments.terminal import follow, show
     from tasks.registry import read_production
 
     given = parameters(settings or [])

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from rich.markup import escape
 from rich.table import Table
 
-from deployments import local
 from deployments.cli.common import (
     CliError,
     StateOption,
@@ -23,6 +22,7 @@ from deployments.cli.common import (
     say,
     state_folder,
 )
+from deployments.stack import local
 
 if TYPE_CHECKING:
     from tasks.storage import Store
@@ -64,11 +64,11 @@ def status(state: StateOption = None, store: StoreOption = None) -> None:
 def demo(state: StateOption = None) -> None:
     """Run one real night on documentation that comes with the installation, start to verdict."""
     from deployments import demo as data
-    from deployments import follow, show
+    from deployments.terminal import follow, show
+    from tasks.registry import pull as pull_version
     from tasks.registry import read_production
     from tasks.runs import read_outcome
     from tasks.storage import Store
-    from tasks.versions import pull as pull_version
 
     began = time.monotonic()
     with any_stack(state_folder(state)) as stack:
@@ -102,7 +102,7 @@ def demo(state: StateOption = None) -> None:
 
 def tour(state: StateOption = None) -> None:
     """Play a week of nights, some minutes: skipped, promoted, regressed (with its alert), held; and a rollback."""
-    from deployments import tour as week
+    from deployments.demo import tour as week
     from tasks.storage import Store
 
     hush()

@@ -21,7 +21,7 @@ def try_pairs(
 ) -> None:
     """Say whether fine-tuning on a file of pairs would help: Recall@10 before and after, without any server."""
     hush()
-    from deployments import show
+    from deployments.terminal import show
     from tasks import trial
     from tasks.config import Checks, Gate, Training
     from tasks.encoding import ModelError
@@ -58,7 +58,7 @@ def init(
     file: Annotated[Path, typer.Argument(help="Where to; must not exist.")] = Path("ratchet.toml"),
 ) -> None:
     """Write a commented ratchet.toml with every setting of `ratchet deploy`, to be filled in."""
-    from deployments import init as settings
+    from deployments.server import settings_file as settings
 
     try:
         settings.write(file)
@@ -82,7 +82,7 @@ def convert(
     relevant: Annotated[str, typer.Option(help="Answer that means: this document answers this query.")] = "relevant",
 ) -> None:
     """Turn an export of Label Studio or Argilla into pairs."""
-    from deployments import convert as exports
+    from tasks.parsing import exports
 
     try:
         found = exports.convert(export.read_bytes(), exports.Fields(query, document, question, relevant))

@@ -22,7 +22,7 @@ def history(
     ] = None,
 ) -> None:
     """List every change of production, and how the latest runs ended; or what served on one day."""
-    from deployments import show
+    from deployments.terminal import show
     from tasks import registry
     from tasks.runs import read_outcome
 
@@ -46,7 +46,8 @@ def pull(
     state: StateOption = None,
 ) -> None:
     """Fetch the verified files of a model: a folder that SentenceTransformer loads."""
-    from tasks import registry, versions
+    from tasks import registry
+    from tasks.registry import versions
 
     opened = connect(state, store)
     if version is None:

@@ -9,8 +9,8 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from deployments import local
 from deployments.cli.common import CliError, StateOption, UsageError, console, say, state_folder
+from deployments.stack import local
 
 PoolArgument = Annotated[str, typer.Argument(help="Work pool: cpu or gpu.")]
 MarkOption = Annotated[
@@ -27,7 +27,7 @@ def drain(
 ) -> None:
     """Pause a work pool and wait until its runs have ended, so that its worker can be stopped."""
     _find_server(state)
-    from deployments import drain as draining
+    from deployments.server import drain as draining
 
     left = draining.drain(
         pool, patience=minutes * 60, mark=mark, on_wait=lambda runs: say(f"waiting for {', '.join(runs) or 'quiet'}")
@@ -40,7 +40,7 @@ def drain(
 def resume(pool: PoolArgument, mark: MarkOption = None, state: StateOption = None) -> None:
     """Let the workers of a pool take runs again."""
     _find_server(state)
-    from deployments import drain as draining
+    from deployments.server import drain as draining
 
     if draining.resume(pool, mark=mark):
         console.print(f"pool {escape(pool)} takes runs again")

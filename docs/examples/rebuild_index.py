@@ -22,9 +22,8 @@ from tempfile import TemporaryDirectory
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from tasks.registry import history, read_production
+from tasks.registry import history, pull, read_production
 from tasks.storage import Store
-from tasks.versions import pull
 
 
 def rebuild(store: Store, documents: list[str], index: Path) -> bool:

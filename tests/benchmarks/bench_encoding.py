@@ -25,13 +25,13 @@ from typing import Any
 import boto3
 import numpy as np
 
-from deployments import demo, seaweedfs
+from deployments import demo
+from deployments.stack import seaweedfs
 from tasks import encoding
 from tasks.config import BUNDLED_MODEL
-from tasks.encoding import ModelEncoder, NumericPath
+from tasks.encoding import CachedEncoder, ModelEncoder, NumericPath, VectorCache
 from tasks.ranking import metrics, relevant_ranks, summary, truncate
 from tasks.storage import Store
-from tasks.vector_cache import CachedEncoder, VectorCache
 from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
 DIMS = (384, 256, 128, 64, 32)

@@ -22,10 +22,11 @@ from pathlib import Path
 import boto3
 import orjson
 
-from deployments import local, seaweedfs
-from tasks.commit_log import CHECKPOINT_COMMITS
+from deployments.stack import local, seaweedfs
 from tasks.config import Limits
-from tasks.intake import THREADS, take_in
+from tasks.intake import take_in
+from tasks.intake.commit_log import CHECKPOINT_COMMITS
+from tasks.intake.take import THREADS
 from tasks.parsing import parse
 from tasks.storage import Entry, Store
 from tests.benchmarks.report import Clock, Result, arguments, compare, seconds, show

@@ -6,7 +6,7 @@ printed. Times are of everything from loading the base model to the saved folder
 baselines are slow and run with one seed, Ratchet with several, with its defaults and in quick mode (the upper half of
 the layers alone). In Ratchet's runs there are no dev queries: neither baseline has any.
 
-Data: search in the AWS documentation (`deployments.demo`; test queries are about operations that no training pair is
+Data: search in the AWS documentation (`deployments/demo`; test queries are about operations that no training pair is
 about), and, where its folder is there (`--nl2bash`: corpus, queries, qrels and pairs as gzipped JSON lines), requests
 and commands, of which the whole train side (3,000 pairs) is also trained on and scored at 128 tokens.
 """
@@ -201,7 +201,7 @@ def ratchet(data: Data, base: str, seed: int, folder: Path, **changes: Any) -> N
 
 def ratchet_padded(data: Data, base: str, seed: int, folder: Path, **changes: Any) -> None:
     """Ratchet without the packed path: what a model of any architecture gets."""
-    from tasks import packed
+    from tasks.training import packed
 
     agrees = packed.agrees
     packed.agrees = lambda *_: False

@@ -10,8 +10,9 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
-from deployments import deploy, local
-from deployments.settings import Settings
+from deployments.server import deploy
+from deployments.server.settings import Settings
+from deployments.stack import local
 from tasks.storage import Store
 from tests.flows.receiver import Receiver, receiving
 

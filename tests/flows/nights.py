@@ -19,10 +19,13 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 
-from deployments import demo, follow, guard, local
-from deployments.tour import SPLIT, cut
-from tasks import commit_log, intake, registry
+from deployments import demo
+from deployments.demo.tour import SPLIT, cut
+from deployments.stack import guard, local
+from deployments.terminal import follow
+from tasks import intake, registry
 from tasks.config import Outcome, Training
+from tasks.intake import commit_log
 from tasks.storage import Store
 
 PAIRS: Final = 1_000

@@ -20,14 +20,16 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
 from prefect.states import Pending, Running, Scheduled, State
 
-from deployments import automations, deploy, local
-from deployments.settings import AlertName, Channel, Settings
+from deployments.server import automations, deploy
+from deployments.server.settings import AlertName, Channel, Settings
+from deployments.stack import local
 from flows.retrain import retrain
 from flows.watch_production import watch_production
-from tasks import alerts, intake, registry, serving
+from tasks import alerts, intake, registry
 from tasks.config import Delta, Model, Outcome, Watch
-from tasks.evidence import Evidence, Fallen
+from tasks.report import Evidence, Fallen
 from tasks.runs import write_outcome
+from tasks.scoring import serving
 from tasks.storage import Store
 from tests import tiny_models
 from tests.flows.conftest import SETTINGS

@@ -27,8 +27,9 @@ from prefect.client.schemas.actions import WorkPoolCreate
 from prefect_docker.worker import DockerWorkerJobConfiguration
 from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
-from deployments import local, pools
-from deployments.pools import Kind
+from deployments.server import pools
+from deployments.server.pools import Kind
+from deployments.stack import local
 
 pytestmark = pytest.mark.stack
 

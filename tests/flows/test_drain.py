@@ -19,8 +19,9 @@ import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 
-from deployments import drain, guard, local, pools
-from deployments.drain import DrainError
+from deployments.server import drain, pools
+from deployments.server.drain import DrainError
+from deployments.stack import guard, local
 
 pytestmark = pytest.mark.stack
 

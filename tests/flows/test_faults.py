@@ -23,10 +23,12 @@ import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
 
-from deployments import automations, drain, guard, local
-from deployments.settings import Settings
-from tasks import encoding, registry, serving
+from deployments.server import automations, drain
+from deployments.server.settings import Settings
+from deployments.stack import guard, local
+from tasks import encoding, registry
 from tasks.config import Outcome
+from tasks.scoring import serving
 from tests.browser import require_program
 from tests.flows.conftest import client_of
 from tests.flows.nights import (

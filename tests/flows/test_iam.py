@@ -16,7 +16,7 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
-from deployments import local, seaweedfs
+from deployments.stack import local, seaweedfs
 from flows.retrain import retrain
 from tasks import registry
 from tasks.intake import quarantined, take_in

@@ -10,7 +10,7 @@ import httpx
 import psutil
 import pytest
 
-from deployments import guard, local
+from deployments.stack import guard, local
 from tests.flows.nights import wait_for
 
 pytestmark = pytest.mark.stack

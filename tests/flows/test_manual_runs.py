@@ -15,7 +15,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.states import Cancelling
 from prefect.utilities.callables import parameter_schema
 
-from deployments import local
+from deployments.stack import local
 from flows.retrain import retrain
 from flows.rollback import rollback
 from tasks.runs import run_id

@@ -17,11 +17,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
 from rich.console import Console
 
-from deployments import demo, follow, local
-from deployments.tour import cut, shuffled
+from deployments import demo
+from deployments.demo.tour import cut, shuffled
+from deployments.stack import local
+from deployments.terminal import follow
 from flows.retrain import retrain
-from tasks import alerts, evidence, night, registry
+from tasks import alerts, night, registry
 from tasks.config import Outcome
+from tasks.report import evidence
 from tasks.storage import Store
 from tests import docs
 from tests.flows.nights import CHARS, FAST, PAIRS, fill
@@ -110,8 +113,7 @@ def test_what_serves_gives_the_vectors_that_were_scored(promoted: Promoted, tmp_
     """A plain SentenceTransformer on the pulled folder gives the vectors kept in the cache by the scoring."""
     from sentence_transformers import SentenceTransformer
 
-    from tasks.encoding import BF16, FP32, PLAIN, ModelEncoder
-    from tasks.vector_cache import VectorCache, text_hash
+    from tasks.encoding import BF16, FP32, PLAIN, ModelEncoder, VectorCache, text_hash
 
     folder = registry.pull_production(promoted.store, tmp_path / "model")
     scores = json.loads(promoted.store.get(f"runs/{promoted.outcome.run_id}/scores.json").body)
@@ -241,7 +243,7 @@ def test_production_that_changed_meanwhile_is_never_replaced(
 
     def judge_late(*arguments: Any) -> dict[str, Any]:
         found = judged(*arguments)
-        from tasks.serving import describe
+        from tasks.scoring import describe
 
         (folder / "README.md").write_text("by hand")
         version = registry.publish(store, folder, describe(folder, (256, 128, 64, 32)))

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from deployments import follow, guard, local
+from deployments.stack import guard, local
+from deployments.terminal import follow
 from tasks.storage import Store
 from tests import postgres
 from tests.flows.conftest import client_of

@@ -11,7 +11,9 @@ from queue import Queue
 import pytest
 from rich.console import Console
 
-from deployments import follow, local, tour
+from deployments.demo import tour
+from deployments.stack import local
+from deployments.terminal import follow
 from tasks.config import Outcome, Training
 from tasks.storage import Store
 

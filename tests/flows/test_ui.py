@@ -12,7 +12,7 @@ import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
-from deployments import local
+from deployments.stack import local
 from tasks.config import Gate, Training
 from tasks.runs import read_outcome
 from tasks.storage import Store

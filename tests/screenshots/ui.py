@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Final
 
 import httpx
 
-from deployments import demo, local
-from deployments.settings import Settings
+from deployments import demo
+from deployments.server.settings import Settings
+from deployments.stack import local
 from tasks.storage import Store
 from tests import prefect_ui
 from tests.browser import chromium
@@ -32,7 +33,7 @@ def take(folder: Path) -> None:
     """Write `ui-<page>.png`: deployments, form, run, report, events, automations."""
     with TemporaryDirectory() as temporary, local.running(Path(temporary) / "state", on_step=print) as stack:
         stack.adopt()
-        from deployments import deploy  # Prefect reads its settings when it is imported
+        from deployments.server import deploy
 
         demo.build().upload(Store.open(stack.store()))
         with receiving() as hook:

@@ -1,0 +1,1 @@
+"""What is registered on a Prefect server: deployments, pools, automations and channels, from `ratchet.toml`."""

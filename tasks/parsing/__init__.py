@@ -1,0 +1,5 @@
+"""Uploaded bytes to rows: JSON lines, CSV and Parquet, each row accepted or rejected with its line. Knows no store."""
+
+from tasks.parsing.objects import KINDS, PARSED, Chunk, Rejected, kind_of, parse, refuse_unread
+
+__all__ = ["KINDS", "PARSED", "Chunk", "Rejected", "kind_of", "parse", "refuse_unread"]

@@ -1,0 +1,7 @@
+"""A run for people: the page, its charts, and the evidence of a regression."""
+
+from tasks.report.evidence import Evidence, Fallen
+from tasks.report.material import Material
+from tasks.report.page import TARGETS, charts_of, html, markdown
+
+__all__ = ["TARGETS", "Evidence", "Fallen", "Material", "charts_of", "html", "markdown"]

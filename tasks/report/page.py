@@ -1,0 +1,220 @@
+"""A run's outcome for people: one Markdown page for the Prefect UI, one self-contained HTML page for the store.
+
+Every text that may come from data or from outside is escaped on its way in: Jinja2 escapes HTML by itself,
+`escape_markdown` does it for Markdown. Neither page asks another host for anything.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+from markupsafe import Markup
+
+from tasks.config import Outcome
+from tasks.report import charts
+from tasks.report.material import Material
+
+TARGETS: Final = {"recall_at_10": 0.90, "mrr": 0.70, "ndcg_at_10": 0.75, "map": 0.60}
+"""What the design calls a good search, shown beside the scores; no verdict depends on it."""
+
+LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
+
+_LINE: Final = 500
+"""Characters of a reason or a name that are shown."""
+
+_REASONS: Final = 20
+_LANGUAGES: Final = 5
+
+HEADLINES: Final = {
+    "promoted": "The candidate is better and now serves.",
+    "held": "The candidate is not surely better; production stays.",
+    "regressed": "The candidate is worse; production stays.",
+    "blocked": "The data checks stopped the night; production stays.",
+    "skipped": "There was nothing to fine-tune on; production stays.",
+    "failed": "The run broke off; production stays.",
+}
+
+
+@dataclass(frozen=True)
+class ScoreRow:
+    """One metric of both sides, as text."""
+
+    label: str
+    base: str
+    production: str
+    candidate: str
+    difference: str
+    target: str
+
+
+def score_rows(outcome: Outcome) -> list[ScoreRow]:
+    """The scores of both sides, metric by metric; empty where nothing was scored."""
+    if outcome.candidate is None or outcome.production is None or not outcome.candidate.scores:
+        return []
+    rows = []
+    for metric, label in LABELS.items():
+        after, before = outcome.candidate.scores.get(metric), outcome.production.scores.get(metric)
+        delta = outcome.deltas.get(metric)
+        difference = "" if before is None or after is None else f"{after - before:+.4f}"
+        if delta is not None:
+            difference += f" ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
+        start = outcome.base.scores.get(metric) if outcome.base else None if outcome.production.version else before
+        target = f"{TARGETS[metric]:.2f}" + ("" if after is None else "\u00a0✓" if after >= TARGETS[metric] else "")
+        rows.append(ScoreRow(label, _number(start), _number(before), _number(after), difference, target))
+    return rows
+
+
+def dimension_rows(material: Material) -> list[tuple[str, ...]]:
+    """Recall@10 at each dimension: dimension, base, production, candidate, storage of a million documents."""
+    # the base model is scored apart from production only where production is another model
+    sides = {"base": material.by_dimension.get("production", {}), **material.by_dimension}
+    dims = sorted({int(dim) for side in sides.values() for dim in side}, reverse=True)
+    return [
+        (
+            str(dim),
+            *(
+                _number(sides.get(side, {}).get(str(dim), {}).get("recall_at_10"))
+                for side in ("base", "production", "candidate")
+            ),
+            f"{dim * 4 / 1000:.2f} GB",  # 1e6 vectors of float32
+        )
+        for dim in dims
+    ]
+
+
+def data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
+    """What the night had to work with: counts, lengths in characters, languages of a sample, each as two texts."""
+    rows = [(name.replace("_", " ").capitalize(), f"{count:,}") for name, count in outcome.counts.items()]
+    for kind in ("query", "document"):
+        median, p95 = (material.measures.get(f"{kind}_chars_{label}") for label in ("median", "p95"))
+        if median is not None and p95 is not None:
+            rows.append((f"Characters of a {kind}", f"median {median:,.0f}, 95th percentile {p95:,.0f}"))
+    if material.languages:
+        shares = sorted(material.languages.items(), key=lambda found: -found[1])[:_LANGUAGES]
+        rows.append(("Languages of a sample", ", ".join(f"{name} {share:.0%}" for name, share in shares)))
+    return rows
+
+
+def training_rows(material: Material) -> list[tuple[str, str]]:
+    """How the candidate was trained, each as two texts; empty where nothing was trained."""
+    found = material.training
+    if not found:
+        return []
+    stopped = found.get("stopped")
+    rows = [
+        ("Steps", f"{found['steps']:,} of {found['planned_steps']:,}" + (f": {stopped}" if stopped else "")),
+        ("Saved", f"the model after step {found['best_step']:,}"),
+        ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in found["rows"].items())),
+        ("Mined negatives", f"{found['mined']:,}"),
+        ("Computed", f"{found['precision']}, {'packed' if found['packed'] else 'padded'}"),
+        ("Resumed", f"from step {found['resumed']:,}" if found["resumed"] else "no"),
+    ]
+    if why := found.get("started_why") or found.get("started_from"):
+        rows.insert(0, ("Started from", str(why)))
+    if (distance := found.get("distance_from_base")) is not None:
+        rows.append(("Distance from the base model", f"{distance:.4f} of the weights' length"))
+    return rows
+
+
+def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
+    """The charts that this night has something to show on, in the order of the page.
+
+    A chart that cannot be drawn is left out and logged: production may have changed already, and people must still be
+    told.
+    """
+    wanted: list[Callable[[], charts.Chart]] = []
+    if score_rows(outcome) and outcome.candidate and outcome.production:
+        sides = {"base": outcome.base, "production": outcome.production, "candidate": outcome.candidate}
+        if outcome.production.version is None:  # then production is the base model
+            sides["base"] = None
+        means = {side: model.scores for side, model in sides.items() if model}
+        wanted.append(lambda: charts.scores(means, TARGETS, LABELS))
+    if any(len(found) > 1 for found in material.by_dimension.values()):
+        wanted.append(lambda: charts.dimensions(material.by_dimension))
+    trained = material.training
+    if len(trained.get("losses", ())) > 1:
+        wanted.append(lambda: charts.training(trained["losses"], trained["dev"], trained["best_step"]))
+    if len(material.history) > 1:
+        wanted.append(lambda: charts.history(material.history))
+    drawn = []
+    for draw in wanted:
+        try:
+            drawn.append(draw())
+        except Exception:  # whatever a drawing library raises, the verdict is worth more than a picture
+            logging.getLogger(__name__).exception("a chart of run %s could not be drawn", outcome.run_id)
+    return drawn
+
+
+def escape_markdown(text: str) -> str:
+    """Text that Markdown shows as it is: no markup, no HTML, no link, no table cell or line broken out of.
+
+    A backslash makes any ASCII punctuation plain (CommonMark 2.4). Entities would not do: the Prefect UI shows the
+    numeric ones as they are written.
+    """
+    flat = " ".join(text.split())
+    visible = "".join(c for c in flat if unicodedata.category(c) not in {"Cc", "Cf", "Cs"})
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", visible)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _cut(value: object, length: int = _LINE) -> str:
+    """A text that is short enough to be read: a night can have reasons as long as its file names."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.4f}"
+
+
+def _render(template: str, context: dict[str, Any]) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        autoescape=select_autoescape(enabled_extensions=("html.jinja",), default=False),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": escape_markdown, "cut": _cut, "number": _number, "signed": _signed}
+    return environment.get_template(template).render(context)
+
+
+def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
+    return {
+        "outcome": outcome,
+        "reasons": outcome.reasons[:_REASONS],
+        "more_reasons": max(0, len(outcome.reasons) - _REASONS),
+        "headline": HEADLINES[outcome.verdict],
+        "scores": score_rows(outcome),
+        "dimensions": dimension_rows(material),
+        "training": training_rows(material),
+        "data": data_rows(outcome, material),
+        "material": material,
+        "moved": {kind: material.moved.get(kind, ()) for kind in ("lost", "gained")},
+        "candidate": (outcome.candidate and outcome.candidate.version) or "none",
+        "before": outcome.production_before or "the base model",
+        "after": outcome.production_after or "the base model",
+    }
+
+
+def markdown(outcome: Outcome, material: Material | None = None) -> str:
+    """The report as Markdown, for the Prefect UI: the page's tables without its charts and documents."""
+    return _render("report.md.jinja", _context(outcome, material or Material()))
+
+
+def html(outcome: Outcome, material: Material | None = None) -> str:
+    """The report as one HTML page that needs nothing else, in light or dark as the reader prefers."""
+    found = material or Material()
+    drawn = {chart.name: {"title": chart.title, "svg": Markup(chart.svg())} for chart in charts_of(outcome, found)}  # noqa: S704 - drawn here, from numbers
+    return _render("report.html.jinja", {**_context(outcome, found), "charts": drawn})

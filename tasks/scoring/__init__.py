@@ -1,0 +1,27 @@
+"""Two models and a test set to metrics per query, and the check that the published model serves what was scored."""
+
+from tasks.scoring.serving import Sample, check_serving, describe
+from tasks.scoring.sides import (
+    BASE,
+    CANDIDATE,
+    PRODUCTION,
+    SideScores,
+    per_query_table,
+    read_side,
+    returned,
+    score_side,
+)
+
+__all__ = [
+    "BASE",
+    "CANDIDATE",
+    "PRODUCTION",
+    "Sample",
+    "SideScores",
+    "check_serving",
+    "describe",
+    "per_query_table",
+    "read_side",
+    "returned",
+    "score_side",
+]

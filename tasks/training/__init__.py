@@ -1,0 +1,21 @@
+"""Labelled rows to a candidate: a fine-tuned sentence-transformers folder."""
+
+from tasks.training.checkpoints import Checkpoints
+from tasks.training.fine_tune import train
+from tasks.training.plan import BASE, Plan
+from tasks.training.processes import Rendezvous
+from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.start import FROM_BASE, Start
+
+__all__ = [
+    "BASE",
+    "FROM_BASE",
+    "Checkpoints",
+    "Estimate",
+    "Plan",
+    "Rendezvous",
+    "Start",
+    "Trained",
+    "TrainingError",
+    "train",
+]

@@ -1,0 +1,188 @@
+"""Labelled rows -> a fine-tuned sentence-transformers folder.
+
+One loop in plain PyTorch: every batch is one loss over all its texts, encoded in length buckets (`buckets.py`), packed
+where the model allows (`packed.py`), without dropout, in the precision that the machine is fast at (`hardware.py`).
+What is saved is the best of the checkpoints that dev scored, as data: safetensors, JSON and text, nothing to unpickle.
+The same rows, settings and seed give the same weights on the same machine and number of threads.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import pyarrow as pa
+
+from tasks.config import Training
+from tasks.encoding import encode
+from tasks.training import mining, model_card
+from tasks.training.checkpoints import Checkpoints
+from tasks.training.examples import Examples
+from tasks.training.loop import Loop
+from tasks.training.plan import BASE
+from tasks.training.processes import ALONE, Group, Rendezvous, launch
+from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.start import FROM_BASE, Start, dimensions, open_start
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from tasks.dataset import EvaluationSet
+
+__all__ = ["BASE", "FROM_BASE", "Estimate", "Start", "Trained", "TrainingError", "train"]
+
+Progress = Callable[[int, int, float], None]
+"""Called with (steps done, planned steps, loss) after each step."""
+
+_SAVED: Final = frozenset({".safetensors", ".json", ".txt", ".md", ".model"})
+"""Kinds of file a saved model may consist of (.model: a SentencePiece vocabulary)."""
+
+
+def train(
+    train: pa.Table,
+    dev: EvaluationSet | None,
+    documents: Sequence[str],
+    training: Training,
+    folder: Path,
+    *,
+    start: Start = FROM_BASE,
+    commit: int | None = None,
+    on_progress: Progress | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
+    checkpoints: Checkpoints | None = None,
+    rendezvous: Rendezvous | None = None,
+) -> Trained:
+    """Fine-tune `training.base_model`, or what was trained from it, on rows of the train side; save it into `folder`.
+
+    Args:
+        train: columns query, document, negatives (list of texts) and score (null for pairs and triplets).
+        dev: picks the best checkpoint and stops early; None, or fewer than 8 queries: the last step is taken.
+        documents: the corpus that `dev.relevant` refers to.
+        training: the settings.
+        folder: must not exist, or be empty. Of several nodes only the one whose process leads saves there.
+        start: the model to start from, where that is not the base model.
+        commit: the data commit, for the model card.
+        on_progress: called after each step.
+        on_estimate: called once before the first step with the expected duration and cost.
+        checkpoints: where the state is kept every `training.checkpoint_minutes`, and looked for first.
+        rendezvous: where the nodes meet; needed when `training.nodes` is above 1.
+
+    Raises:
+        TrainingError: before anything is computed, for an unusable base model, settings that contradict each other
+            or the model, and rows that cannot be trained on; later, when the loss is no number.
+    """
+    began = time.perf_counter()
+    examples = _examples(train, training)
+    if folder.exists() and any(folder.iterdir()):
+        raise TrainingError(f"{folder} is not empty")
+
+    def report(what: str, *values: Any) -> None:
+        if what == "step" and on_progress is not None:
+            on_progress(*values)
+        if what == "estimate" and on_estimate is not None:
+            on_estimate(Estimate(*values))
+
+    if training.nodes > 1 and rendezvous is None:
+        raise TrainingError(
+            f"nodes is {training.nodes}, but RATCHET_RENDEZVOUS (host:port), where they meet, is not set"
+        )
+    mined = 0
+    if training.hard_negatives:
+        train, mined = _mined(train, examples, training, start)
+        examples = Examples(train, triplets=training.loss == "triplet")
+    arguments = (examples, mined, dev, documents, training, start, folder, commit, checkpoints, began)
+    if training.processes == training.nodes == 1:
+        return _run(ALONE, report, *arguments)
+    dimensions(open_start(training, start), training)  # what is wrong with these is said here, not in each process
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.rendezvous import RendezvousError
+
+    try:
+        outcome = launch(training.processes, _outcome, *arguments, on_line=report, rendezvous=rendezvous)
+    except ChildFailedError as error:
+        raise TrainingError(f"the {training.processes} processes failed: {error}") from error
+    except RendezvousError as error:
+        where = rendezvous.endpoint if rendezvous else "this machine"
+        raise TrainingError(f"the {training.nodes} nodes did not meet at {where}: {error!r}") from error
+    if isinstance(outcome, TrainingError):
+        raise outcome
+    return outcome
+
+
+def _outcome(group: Group, report: Callable[..., None], *arguments: Any) -> Trained | TrainingError:
+    """`_run`, with an error that all processes share as its result: starting them again would not help."""
+    try:
+        return _run(group, report, *arguments)
+    except TrainingError as error:
+        return error
+
+
+def _run(
+    group: Group,
+    report: Callable[..., None],
+    examples: Examples,
+    mined: int,
+    dev: EvaluationSet | None,
+    documents: Sequence[str],
+    training: Training,
+    start: Start,
+    folder: Path,
+    commit: int | None,
+    checkpoints: Checkpoints | None,
+    began: float,
+) -> Trained:
+    """Train in this process, one of a group or alone; the leader saves."""
+    model = open_start(training, start)
+    loop = Loop(model, start, examples, training, began, group)
+    if checkpoints is not None:
+        loop.resume(checkpoints)
+    loop.estimate(report)
+    loop.fit(dev, documents, report, checkpoints)
+    trained = loop.outcome(mined)
+    if group.leads:
+        base = FROM_BASE.path(training)
+        _save(model, base, folder, model_card.text(base, training, trained, commit))
+    return trained
+
+
+def _examples(train: pa.Table, training: Training) -> Examples:
+    """Number the texts, and refuse rows from which the wanted loss could learn nothing."""
+    missing = {"query", "document", "negatives", "score"} - set(train.column_names)
+    if missing:
+        raise TrainingError(f"the training rows lack the columns {sorted(missing)}")
+    if train.num_rows == 0:
+        raise TrainingError("there are no rows on the train side")
+    examples = Examples(train, triplets=training.loss == "triplet")
+    if training.loss == "triplet" and "triplet" not in examples.counts and not training.hard_negatives:
+        raise TrainingError("loss is 'triplet', but no row on the train side has a negative")
+    if set(examples.counts) == {"ranking"} and examples.distinct_documents < 2:
+        raise TrainingError("all rows on the train side have the same document: there is nothing to rank it above")
+    return examples
+
+
+def _mined(train: pa.Table, examples: Examples, training: Training, start: Start) -> tuple[pa.Table, int]:
+    """Add hard negatives, found with the model that training starts from."""
+    model = open_start(training, start)
+    queries, documents = encode(model, examples.queries, "query"), encode(model, examples.documents, "document")
+    return mining.mine(train, examples, queries, documents, training.hard_negatives)
+
+
+def _save(model: SentenceTransformer, base: Path, folder: Path, card: str) -> None:
+    """Save as a plain sentence-transformers folder, and nothing in it that is code or a pickle."""
+    inner = model.transformers_model
+    if inner is not None:
+        inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
+    tokenizer: Any = getattr(model, "tokenizer", None)
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:  # what the last call truncated and padded to is no property of the model
+        backend.no_truncation()
+        backend.no_padding()
+    model.save(str(folder), create_model_card=False, safe_serialization=True)
+    (folder / "README.md").write_text(card, encoding="utf-8")
+    foreign = [path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in _SAVED]
+    if foreign:
+        shutil.rmtree(folder)
+        raise TrainingError(f"the model from {base} saves files of an unexpected kind: {', '.join(sorted(foreign))}")

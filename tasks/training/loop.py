@@ -1,0 +1,405 @@
+"""The loop of a fine-tuning run in one process: steps, dev scores, limits, checkpoints, and the account of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch import Tensor
+
+from tasks.config import NOT_COMPUTED, Training
+from tasks.encoding import fingerprint
+from tasks.storage import StoreError
+from tasks.training import hardware, losses
+from tasks.training.checkpoints import Checkpoint, Checkpoints
+from tasks.training.dev import MIN_QUERIES, Dev, Score
+from tasks.training.embedder import Texts
+from tasks.training.examples import Batch, Examples, order
+from tasks.training.processes import Group
+from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.start import Start, dimensions, distance, embedder
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from tasks.dataset import EvaluationSet
+
+_LOG: Final = logging.getLogger(__name__)
+
+MAX_GRADIENT_NORM: Final = 1.0
+DEV_EVALUATIONS: Final = 4
+"""Dev evaluations in a run of one epoch; longer runs have two more per further epoch."""
+
+PATIENCE: Final = 3
+"""Dev evaluations in a row without a better MRR after which training stops."""
+
+_DEV_SHARE: Final = 0.3
+"""Texts encoded for dev / texts trained on. A training text costs three times as much (forward and twice that
+backward), so dev costs about a tenth of the training."""
+
+_PROBE: Final = (4, 16)
+"""Fewest and most pairs on which the duration is measured beforehand: about a fiftieth of the run in between."""
+
+
+class Loop:
+    """One fine-tuning run: the model, its optimiser, and what has happened so far.
+
+    Args:
+        model: from `start_model.open_start`; trained in place.
+        start: where the model came from.
+        examples: the training rows, numbered.
+        training: the settings.
+        began: `time.perf_counter()` when the run began, loading included.
+        group: this process's place among those that train together.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        start: Start,
+        examples: Examples,
+        training: Training,
+        began: float,
+        group: Group,
+    ) -> None:
+        self.model = model
+        self.group = group
+        self.examples = examples
+        self.training = training
+        self.dims = dimensions(model, training)
+        self.start = start
+        self.began = began
+        self.losses: list[float] = []
+        self.scores: list[Score] = []
+        self.pairs = 0
+        self.best: dict[str, Tensor] | None = None
+        self.best_step = 0
+        self.resumed = 0
+        self.stopped: str | None = None
+        self.cached = False
+        self.planned = training.epochs * examples.steps(training.batch_size)
+        self.expected = Estimate(0.0, 0.0)
+        self._between_steps = True  # otherwise some weights have taken a step that others have not
+
+        torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
+        hardware.prepare(model.device)
+        self._serving_length = model.max_seq_length
+        if model.max_seq_length is not None:
+            model.max_seq_length = min(training.max_length, model.max_seq_length)
+        self.queries = Texts(model, examples.queries, "query")
+        self.documents = Texts(model, examples.documents, "document")
+        self.embedder = embedder(model, self.documents, training, group)
+        self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=model.device.type in ("cpu", "cuda")
+        )  # fused: each tensor is read once per step, not once per operation
+
+    # --- the run -----------------------------------------------------------------------------------------
+
+    def estimate(self, report: Callable[..., None]) -> None:
+        """Measure the loss and gradients of a few pairs, without a step, and say what the whole run will take."""
+        counted = self.embedder.tokens, self.embedder.padded_tokens
+        pairs = min(
+            max(len(self.examples) * self.training.epochs // 50, _PROBE[0]), _PROBE[1], self.training.batch_size
+        )
+        batch = next(iter(order(1, pairs, self.training.seed, self.examples)))
+        begun = time.perf_counter()
+        self._gradients(batch)
+        per_pair = (time.perf_counter() - begun) / batch.pairs
+        self.optimizer.zero_grad()
+        self.embedder.tokens, self.embedder.padded_tokens = counted
+        left = self.training.epochs * len(self.examples) * (1 - len(self.losses) / self.planned)
+        seconds = self._seconds() + per_pair * left * (1 + _DEV_SHARE / 3)
+        self.expected = Estimate(seconds, self._dollars(seconds))
+        report("estimate", self.expected.seconds, self.expected.dollars)
+
+    def fit(
+        self,
+        dev: EvaluationSet | None,
+        documents: Sequence[str],
+        report: Callable[..., None],
+        checkpoints: Checkpoints | None,
+    ) -> None:
+        """Take the steps; afterwards the model holds the best weights and its serving settings."""
+        scored = self._dev(dev, documents)
+        when = set(_evaluation_steps(self.planned, self.training.epochs)) if scored else set()
+        if scored and not self.scores:
+            self.scores.append(self._score(scored, 0))
+        batches = order(self.training.epochs, self.training.batch_size, self.training.seed, self.examples)
+        saved = time.perf_counter()
+        done = len(self.losses)
+        for step, batch in enumerate(islice(batches, done, self.planned), start=done + 1):
+            self.stopped = self._reason_to_stop()
+            if self.stopped is not None:
+                break
+            try:
+                self._step(step, batch)
+            except Exception:
+                raise
+            except BaseException:  # asked to end (SIGTERM under Prefect, Ctrl-C): what was done is not lost
+                if checkpoints is not None and self.group.leads and self.losses and self._between_steps:
+                    self._keep(checkpoints, step - 1)
+                raise
+            report("step", step, self.planned, self.losses[-1])
+            if scored and (step in when or self._late()):
+                self._take_score(self._score(scored, step))
+            due = time.perf_counter() - saved >= self.training.checkpoint_minutes * 60
+            if checkpoints is not None and self.group.leads and due:
+                self._keep(checkpoints, step)
+                saved = time.perf_counter()
+        if self.best is None:
+            self.best_step = len(self.losses)
+        elif self.best_step < len(self.losses):
+            self.model.load_state_dict(self.best)
+        self.model.max_seq_length = self._serving_length
+
+    def _keep(self, checkpoints: Checkpoints, step: int) -> None:
+        """Save a checkpoint; a missed one costs nothing, while the training itself may be hours."""
+        try:
+            checkpoints.save(step, self.checkpoint())
+        except StoreError as error:
+            _LOG.warning("no checkpoint after step %d: %s", step, error)
+
+    def _score(self, dev: Dev, step: int) -> Score:
+        try:
+            return dev.score(self.embedder, step)
+        except ValueError as error:
+            raise TrainingError(f"after step {step} the model's vectors cannot be ranked: {error}") from error
+
+    def _take_score(self, score: Score) -> None:
+        """Note a dev score; the weights of the best so far (of equals the latest) are kept."""
+        self.scores.append(score)
+        if self.best is None or score.mrr >= max(former.mrr for former in self.scores[1:]):
+            self.best_step = score.step
+            self.best = _copied(self.model.state_dict())
+
+    def _late(self) -> bool:
+        """Whether a limit has been reached, by the leader's clock."""
+        return bool(self.group.agree(self._limit() is not None))
+
+    def _limit(self) -> str | None:
+        """The limit of time or money that has been reached, if one has."""
+        settings, seconds = self.training, self._seconds()
+        if settings.max_minutes is not None and seconds >= settings.max_minutes * 60:
+            return f"max_minutes ({settings.max_minutes:g}) reached"
+        if settings.max_cost is not None and self._dollars(seconds) >= settings.max_cost:
+            return f"max_cost ({settings.max_cost:g}) reached"
+        return None
+
+    def _reason_to_stop(self) -> str | None:
+        """Why no further step should be taken, if so; the first always is."""
+        if self.losses and self._late():
+            return self._limit() or "the limit of time or cost reached"
+        if self.best is not None and sum(score.step > self.best_step for score in self.scores) >= PATIENCE:
+            return f"no better dev MRR in {PATIENCE} evaluations"
+        return None
+
+    def _step(self, step: int, batch: Batch) -> None:
+        rate = self.training.learning_rate * _schedule(step, self.planned, self.training.warmup_share)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = self._gradients(batch)
+        if not math.isfinite(loss):
+            raise TrainingError(f"the loss is {loss} at step {step}: lower the learning rate ({rate:.1g} there)")
+        torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        self._between_steps = False
+        self.optimizer.step()
+        self.losses.append(loss)
+        self.pairs += batch.pairs
+        self._between_steps = True
+
+    def _gradients(self, batch: Batch) -> float:
+        """Leave the gradients of one batch's loss in the parameters; when memory runs out, with smaller buckets."""
+        while True:
+            self.optimizer.zero_grad()
+            try:
+                loss = self._cached_gradients(batch) if self.cached else self._plain_gradients(batch)
+            except (RuntimeError, MemoryError) as error:
+                exhausted = self.cached and self.embedder.chunk_tokens < 2
+                if exhausted or self.group.size > 1 or not hardware.out_of_memory(error):
+                    raise  # one of several processes cannot go back alone
+            else:
+                self.group.sum_gradients(self.parameters)
+                return loss
+            if self.cached:
+                self.embedder.chunk_tokens //= 2
+            self.cached = True
+            _LOG.warning(
+                "memory ran out: going on with the activations of one bucket at a time, of at most %d tokens",
+                self.embedder.chunk_tokens,
+            )
+
+    def _plain_gradients(self, batch: Batch) -> float:
+        queries, documents = self.embedder.embed((self.queries, batch.queries), (self.documents, batch.documents))
+        loss = batch_loss(batch, queries, documents, self.dims)
+        torch.autograd.backward([loss])
+        return loss.item()
+
+    def _cached_gradients(self, batch: Batch) -> float:
+        """The same loss and gradients with one chunk's activations at a time, for one more forward (Gao 2021)."""
+        columns = ((self.queries, batch.queries), (self.documents, batch.documents))
+        with torch.no_grad():
+            vectors = self.embedder.embed(*columns)
+        leaves = [column.requires_grad_() for column in vectors]
+        loss = batch_loss(batch, leaves[0], leaves[1], self.dims)
+        gradients = torch.autograd.grad(loss, leaves)
+        for (texts, numbers), gradient in zip(columns, gradients, strict=True):
+            self.embedder.backward(texts, numbers, gradient)
+        return loss.item()
+
+    # --- checkpoints -------------------------------------------------------------------------------------
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of what a run computes: a checkpoint of other rows, settings or weights is none of this run's."""
+        settings = self.training.model_dump(mode="json", exclude=set(NOT_COMPUTED))
+        found = [settings, fingerprint(self.start.path(self.training)), self.examples.fingerprint, torch.__version__]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    def checkpoint(self) -> Checkpoint:
+        """Everything needed to go on after the steps taken so far; the order of batches follows from the seed."""
+        tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
+        tensors |= {f"best.{name}": value for name, value in (self.best or {}).items()}
+        for number, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{number}.{name}": value for name, value in state.items()}
+        state = {
+            "identity": self.identity,
+            "losses": self.losses,
+            "scores": [asdict(score) for score in self.scores],
+            "best_step": self.best_step,
+            "pairs": self.pairs,
+            "cached": self.cached,
+            "precision": self.embedder.precision,
+            "chunk_tokens": self.embedder.chunk_tokens,
+            "tokens": self.embedder.tokens,
+            "padded_tokens": self.embedder.padded_tokens,
+            "seconds": self._seconds(),
+        }
+        return Checkpoint(_copied(tensors) | {"random": torch.get_rng_state()}, state)
+
+    def resume(self, checkpoints: Checkpoints) -> None:
+        """Go on from the newest checkpoint of this run, if there is one."""
+        found = checkpoints.latest(self.identity)
+        if found is None:
+            return
+        tensors = found.tensors
+        self.model.load_state_dict(_under("model.", tensors))
+        self.best = _under("best.", tensors) or None
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, value in _under("optimizer.", tensors).items():
+            number, _, what = name.partition(".")
+            moments.setdefault(int(number), {})[what] = value
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
+        torch.set_rng_state(tensors["random"])
+        self.losses = list(found.state["losses"])
+        self.scores = [Score(**score) for score in found.state["scores"]]
+        self.best_step, self.pairs = found.state["best_step"], found.state["pairs"]
+        self.cached, self.embedder.precision = found.state["cached"], found.state["precision"]
+        self.embedder.chunk_tokens = found.state["chunk_tokens"]
+        self.embedder.tokens, self.embedder.padded_tokens = found.state["tokens"], found.state["padded_tokens"]
+        self.resumed = len(self.losses)
+        self.began = min(self.began, time.perf_counter() - found.state["seconds"])
+
+    # --- dev ---------------------------------------------------------------------------------------------
+
+    def _dev(self, dev: EvaluationSet | None, documents: Sequence[str]) -> Dev | None:
+        if dev is None or len(dev.queries) < MIN_QUERIES:
+            return None
+        evaluations = 1 + len(_evaluation_steps(self.planned, self.training.epochs))
+        texts = int(_DEV_SHARE * 2 * len(self.examples) * self.training.epochs / evaluations)
+        return Dev(self.model, dev, documents, texts, self.training.seed)
+
+    # --- the account -------------------------------------------------------------------------------------
+
+    def outcome(self, mined: int) -> Trained:
+        """Everything there is to say about the run so far."""
+        seconds = self._seconds()
+        return Trained(
+            steps=len(self.losses),
+            planned_steps=self.planned,
+            pairs=self.pairs,
+            rows={str(kind): count for kind, count in self.examples.counts.items()},
+            mined=mined,
+            started_from=self.start.name,
+            distance_from_base=distance(self.model, self.training),
+            losses=tuple(self.losses),
+            dev=tuple(self.scores),
+            best_step=self.best_step,
+            resumed=self.resumed,
+            stopped=self.stopped,
+            dims=self.dims,
+            precision=self.embedder.precision,
+            packed=self.embedder.packed,
+            bucket_tokens=self.embedder.chunk_tokens,
+            cached=self.cached,
+            tokens=self.group.total(self.embedder.tokens),
+            padded_tokens=self.group.total(self.embedder.padded_tokens),
+            estimate=self.expected,
+            seconds=seconds,
+            dollars=self._dollars(seconds),
+            peak_memory=hardware.peak_memory(),
+        )
+
+    def _seconds(self) -> float:
+        """Duration so far, that of a killed predecessor up to its checkpoint included."""
+        return time.perf_counter() - self.began
+
+    def _dollars(self, seconds: float) -> float:
+        return seconds / 3600 * self.training.price_per_hour
+
+
+def batch_loss(batch: Batch, queries: Tensor, documents: Tensor, dims: Sequence[int]) -> Tensor:
+    """The loss of one batch, summed over the dimensions.
+
+    Args:
+        batch: which loss, and who is whose positive.
+        queries: vectors of `batch.queries`, shape (n, d).
+        documents: vectors of `batch.documents`, shape (m, d).
+        dims: what the vectors are cut to.
+    """
+    device = queries.device
+
+    def ranking(dim: int) -> Tensor:
+        positives = torch.from_numpy(batch.positives).to(device)
+        masked = torch.from_numpy(batch.masked).to(device) if batch.masked.any() else None
+        return losses.ranking_loss(queries[:, :dim], documents[:, :dim], positives, masked)
+
+    def triplet(dim: int) -> Tensor:
+        positives, negatives = documents[:, :dim].chunk(2)
+        return losses.triplet_loss(queries[:, :dim], positives, negatives)
+
+    def cosent(dim: int) -> Tensor:
+        return losses.cosent_loss(queries[:, :dim], documents[:, :dim], torch.from_numpy(batch.scores).to(device))
+
+    return losses.matryoshka({"ranking": ranking, "triplet": triplet, "cosent": cosent}[batch.kind], dims)
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+
+
+def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
+def _schedule(step: int, steps: int, warmup_share: float) -> float:
+    """Share of the peak learning rate at a step (from 1): linearly up over the warmup, then down to 0 after the end."""
+    warmup = math.ceil(steps * warmup_share)
+    if step <= warmup:
+        return step / warmup
+    return (steps - step + 1) / (steps - warmup + 1)
+
+
+def _evaluation_steps(steps: int, epochs: int) -> list[int]:
+    """After which steps dev is scored: evenly spaced, the last always among them."""
+    wanted = min(steps, DEV_EVALUATIONS + 2 * (epochs - 1))
+    return sorted({round(steps * (place + 1) / wanted) for place in range(wanted)})

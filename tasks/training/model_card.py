@@ -1,0 +1,98 @@
+"""The README of a fine-tuned model: what it is, what it was trained on and how, and what it was made with.
+
+It holds no time, path or run: the bytes of a model's folder depend on its data, settings, seed and machine only.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from tasks.config import NOT_COMPUTED, Training
+
+if TYPE_CHECKING:
+    from tasks.training.result import Trained
+
+_LIBRARIES: Final = ("sentence-transformers", "transformers", "torch", "tokenizers")
+
+
+def text(base: Path, training: Training, trained: Trained, commit: int | None) -> str:
+    """The model card in Markdown, with the YAML header that the hub reads."""
+    licence = base_licence(base)
+    rows = [f"| {kind} | {count:,} |" for kind, count in trained.rows.items()]
+    settings = [f"| `{name}` | {value} |" for name, value in _recipe(training).items()]
+    dev = [f"| {score.step} | {score.recall_at_10:.4f} | {score.mrr:.4f} |" for score in trained.dev]
+    smaller = ", ".join(str(dim) for dim in trained.dims[1:]) or "none"
+    return "\n".join(
+        [
+            "---",
+            "library_name: sentence-transformers",
+            "pipeline_tag: sentence-similarity",
+            "tags: [sentence-transformers, feature-extraction]",
+            f"license: {licence or 'unknown'}",
+            "---",
+            "",
+            "# Fine-tuned embedding model",
+            "",
+            f"Vectors of {trained.dims[0]} dimensions, compared by cosine; also trained to be cut to: {smaller}",
+            "(`SentenceTransformer(path, truncate_dim=...)`).",
+            "",
+            f"- Base model: `{_name(training.base_model)}`, licence {licence or 'not stated by it'}",
+            f"- Started from: {trained.started_from}; distance of the weights from the base model's "
+            f"{trained.distance_from_base:.4f} (norm of the difference / norm of the base's)",
+            f"- Data: commit {'unknown' if commit is None else commit}",
+            f"- Steps: {trained.steps} of {trained.planned_steps}, weights of step {trained.best_step}"
+            + (f" (stopped: {trained.stopped})" if trained.stopped else ""),
+            f"- Computed in {trained.precision}, seed {training.seed}",
+            "",
+            "## Training rows, by loss",
+            "",
+            "| loss | rows |",
+            "|---|---:|",
+            *rows,
+            *([f"| mined negatives | {trained.mined:,} |"] if trained.mined else []),
+            "",
+            "## Recipe",
+            "",
+            "| setting | value |",
+            "|---|---|",
+            *settings,
+            "",
+            "## Dev scores",
+            "",
+            "On a sample of dev queries and documents, to pick the checkpoint; the verdict is made on other data.",
+            "",
+            "| step | Recall@10 | MRR |",
+            "|---:|---:|---:|",
+            *(dev or ["| - | - | - |"]),
+            "",
+            "## Made with",
+            "",
+            *(f"- {name} {version(name)}" for name in _LIBRARIES),
+            "",
+        ]
+    )
+
+
+def _recipe(training: Training) -> dict[str, object]:
+    """The settings that decide what the weights are."""
+    return {name: value for name, value in training.model_dump().items() if name not in NOT_COMPUTED | {"seed"}}
+
+
+def _name(base_model: str) -> str:
+    """A base model's name; of a folder its last part, since the rest says where this machine keeps it."""
+    return Path(base_model).name if Path(base_model).is_dir() else base_model
+
+
+def base_licence(base: Path) -> str | None:
+    """The licence that the base model's own card states in its header, or None."""
+    card = base / "README.md"
+    if not card.is_file():
+        return None
+    header = card.read_text(encoding="utf-8", errors="replace").partition("---")[2].partition("\n---")[0]
+    for line in header.splitlines():
+        name, separator, value = line.partition(":")
+        if separator and name.strip() == "license":
+            return value.strip().strip("\"'") or None
+    return None

@@ -1,0 +1,154 @@
+"""The model that a fine-tuning run starts from: loaded, checked against the settings, and made ready to be trained."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from tasks.config import Training
+from tasks.encoding import ModelError, load, resolve_model
+from tasks.training import hardware, packed
+from tasks.training.embedder import Embedder, Texts
+from tasks.training.plan import BASE
+from tasks.training.processes import Group
+from tasks.training.result import TrainingError
+from tasks.training.row_gradients import use_row_gradients
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts: from the base model, or from the folder of a version that was trained from it."""
+
+    name: str = BASE
+    folder: Path | None = None
+
+    def path(self, training: Training) -> Path:
+        """The folder that is loaded. Raises TrainingError when there is none, or it is not to be trusted."""
+        try:
+            return resolve_model(training.base_model if self.folder is None else str(self.folder))
+        except ModelError as error:
+            raise TrainingError(f"{self.described(training)}: {error}") from error
+
+    def described(self, training: Training) -> str:
+        """Its name in messages."""
+        return f"base model {training.base_model!r}" if self.folder is None else f"version {self.name}"
+
+
+FROM_BASE: Final = Start()
+
+
+def open_start(training: Training, start: Start = FROM_BASE) -> SentenceTransformer:
+    """Load the model in fp32, dropout off, the parameters that are not to be trained frozen.
+
+    Raises TrainingError when it cannot be loaded, is not of the base model's architecture, or has no upper half.
+    """
+    where = hardware.device()
+    model = _load(start.path(training), str(where), start.described(training))
+    _set_attention(model, hardware.attention(where))
+    if start.folder is not None:
+        base = _load(FROM_BASE.path(training), "cpu", FROM_BASE.described(training))
+        if _shapes(model) != _shapes(base):
+            raise TrainingError(
+                f"version {start.name} has other parameters than base model {training.base_model!r}: "
+                "it was trained from another one; start from base"
+            )
+    if training.quick:
+        _freeze_lower_half(model)
+    use_row_gradients(model)
+    return model.eval()  # as opposed to train(): the only difference is dropout
+
+
+def _load(folder: Path, where: str, described: str) -> SentenceTransformer:
+    try:
+        return load(folder, device=where)
+    except Exception as error:  # the library raises whatever a broken file leads to
+        raise TrainingError(f"{described} cannot be loaded: {error}") from error
+
+
+def _shapes(model: SentenceTransformer) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def dimensions(model: SentenceTransformer, training: Training) -> tuple[int, ...]:
+    """The full dimension, then the smaller Matryoshka dimensions. Raises TrainingError for one above the model's."""
+    full = model.get_embedding_dimension()
+    if full is None:
+        raise TrainingError(f"base model {training.base_model!r} does not say how long its vectors are")
+    above = [dim for dim in training.matryoshka_dims if dim > full]
+    if above:
+        raise TrainingError(f"matryoshka_dims {above} are above the base model's dimension {full}")
+    return (full, *(dim for dim in training.matryoshka_dims if dim < full))
+
+
+def embedder(model: SentenceTransformer, texts: Texts, training: Training, group: Group) -> Embedder:
+    """Choose packed or padded by comparing their vectors, and the precision and attention by the device."""
+    chosen = _packed(model, texts) or Embedder(model)
+    if training.precision == "bf16" or (training.precision == "auto" and group.agree(hardware.bf16_pays(model.device))):
+        chosen.precision = "bf16"
+        if not chosen.packed:
+            _set_attention(model, hardware.attention(model.device, half=True))
+    chosen.group = group
+    return chosen
+
+
+def _packed(model: SentenceTransformer, texts: Texts) -> Embedder | None:
+    """An embedder without padding, if the model computes the same with it on a few of the texts; on a CPU only."""
+    if not texts.tokenised or model.device.type != "cpu":
+        return None
+    shortest_to_longest = np.argsort(texts.lengths, kind="stable")
+    probe = shortest_to_longest[np.linspace(0, len(shortest_to_longest) - 1, 8).astype(int)]
+    with torch.no_grad():
+        expected = Embedder(model).embed((texts, probe))[0]
+    candidate = Embedder(model, packed=True, position_offset=packed.position_offset(model))
+    packed.register()
+    _set_attention(model, packed.ATTENTION)
+    if packed.agrees(lambda: expected, lambda: candidate.embed((texts, probe))[0]):
+        candidate.tokens = candidate.padded_tokens = 0
+        return candidate
+    _set_attention(model, hardware.attention(model.device))
+    return None
+
+
+def distance(model: SentenceTransformer, training: Training) -> float:
+    """How far the weights are from the base model's: the L2 norm of the difference / that of the base's weights.
+
+    Over all parameters as one vector, frozen ones included; 0 for the base model itself.
+    """
+    base = _load(FROM_BASE.path(training), "cpu", FROM_BASE.described(training))
+    before = dict(base.named_parameters())
+    norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
+    moved = size = 0.0
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            moved += float(norm(parameter.cpu() - before[name])) ** 2
+            size += float(norm(before[name])) ** 2
+    return math.sqrt(moved / size) if size else math.inf
+
+
+def _freeze_lower_half(model: SentenceTransformer) -> None:
+    """Leave the embeddings and the first half of the layers as they are: no gradient has to reach them."""
+    inner = model.transformers_model
+    stacks = [] if inner is None else [module for module in inner.modules() if isinstance(module, torch.nn.ModuleList)]
+    layers = max(stacks, key=len, default=torch.nn.ModuleList())
+    if inner is None or len(layers) < 2:
+        raise TrainingError("quick needs a model with two or more layers, of which the upper half can be trained")
+    trained = next(layers[len(layers) // 2].parameters())
+    for parameter in inner.parameters():  # in order of registration: embeddings, layers, what follows them
+        if parameter is trained:
+            break
+        parameter.requires_grad_(False)
+
+
+def _set_attention(model: SentenceTransformer, kernel: str) -> None:
+    inner = model.transformers_model
+    if inner is not None:
+        inner.set_attn_implementation(kernel)

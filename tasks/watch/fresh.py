@@ -1,0 +1,212 @@
+"""The serving model on labels that it never saw: what the hourly watch does on a store.
+
+Labels are fresh until a model that serves was trained on them, that is, those of all commits after the one that the
+serving version was trained on. They are taken in like any others, exactly once, by whoever comes first; a night counts
+as new what came since the night before, whoever took it in.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+from pydantic import BaseModel, ConfigDict
+
+from tasks import runs
+from tasks.config import Limits, Watch
+from tasks.night import Progress
+from tasks.storage import Store
+from tasks.watch.drift import Standstill, Window, drift_began, measure, standstill
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from tasks.registry import Production
+
+_TRAINABLE: Final = ("held", "regressed", "blocked", "failed")
+"""Verdicts of nights that had something to train on, and did not promote."""
+
+
+class Seen(BaseModel):
+    """What one look at production came to."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    version: str | None
+    """What serves; None: nothing was ever promoted, the base model serves."""
+    says: str
+    windows: list[Window] = []
+    """The latest windows of this version, oldest first."""
+    drifted_since: int | None = None
+    """First commit of the window with which production began to count as drifted."""
+    standstill: list[Standstill] = []
+    change: int = 0
+    """Number of the last change of production."""
+
+
+def take_in(store: Store, run_id: str, limits: Limits | None = None, on_progress: Progress | None = None) -> int:
+    """Commit every object that is new; returns the last commit."""
+    from tasks import intake
+
+    return intake.take_in(store, writer=run_id, limits=limits, on_progress=on_progress).commit
+
+
+def look(store: Store, run_id: str, commit: int, rule: Watch, work: Path, on_progress: Progress | None = None) -> Seen:
+    """Score what serves on the fresh labels up to a commit, when there are enough, and say how it stands.
+
+    A window is written once, under the first commit that was not in a window yet; of two looks at once one counts.
+    """
+    from tasks import registry
+
+    production = registry.read_production(store)
+    stands = _standstill(store, production, rule)
+    if production is None:
+        return Seen(version=None, says="Nothing is in production: there is nothing to watch.", standstill=stands)
+    seen = Seen(version=production.version, says="", standstill=stands, change=production.promotion)
+    trained = _trained_on(store, production.version)
+    if trained is None:
+        return seen.model_copy(
+            update={"says": f"It is not known what version {production.version} was trained on: nothing is scored."}
+        )
+    windows = _windows(store, production.version)
+    after = windows[-1].last if windows else trained[1]
+    window, says = _next_window(store, production, trained, after, commit, rule, work, run_id, on_progress)
+    windows += [window] if window else []
+    began = drift_began(windows, rule)
+    return seen.model_copy(
+        update={
+            "says": says,
+            "windows": windows[-rule.windows :],
+            "drifted_since": None if began is None else windows[began].first,
+        }
+    )
+
+
+def _next_window(
+    store: Store,
+    production: Production,
+    trained: tuple[str, int],
+    after: int,
+    upto: int,
+    rule: Watch,
+    work: Path,
+    run_id: str,
+    on_progress: Progress | None,
+) -> tuple[Window | None, str]:
+    """The window of the commits after `after`, up to `upto`, and what there is to say; None: too few queries."""
+    from tasks import intake
+
+    few = "{} queries with fresh labels; {} make a window, which counts neither way until then."
+    # one cheap look at the log: most hours end here
+    labels = intake.new_pairs(store, after, upto)
+    if labels < rule.min_queries:
+        return None, few.format(f"At most {labels:,}", f"{rule.min_queries:,}")
+
+    from tasks import dataset, registry, scoring, splits
+    from tasks.encoding import CachedEncoder, ModelEncoder, VectorCache
+
+    run, commit = trained
+    rows = _unseen(intake.read_rows(store, commit), intake.read_rows(store, upto), after)
+    data = dataset.build(rows, splits.load_split(store))
+    if len(data.test) < rule.min_queries:
+        return None, few.format(f"{len(data.test):,}", f"{rule.min_queries:,}")
+    folder = registry.pull(store, production.version, work / "models" / production.version)
+    # documents that were encoded at promotion come from the cache, if it is on the same numeric path
+    encoder = CachedEncoder(ModelEncoder.open(folder, _numeric_path(store, run)), VectorCache(work / "vectors", store))
+    side = scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress)
+    measured = measure(side.per_query, production.scores, rule)
+    window = Window(
+        version=production.version,
+        first=after + 1,
+        last=upto,
+        queries=len(data.test),
+        scores=measured.scores,
+        at_most=measured.at_most,
+        promoted=dict(production.scores),
+        below=measured.below,
+        run_id=run_id,
+        at=runs.now(),
+    )
+    key = f"{_folder(production.version)}{window.first:012d}.json"
+    window = Window.model_validate(runs.once(store, key, lambda: window.model_dump(mode="json")))
+    return window, f"{window.queries:,} queries with fresh labels: {_figures(window)}."
+
+
+def _unseen(known: pa.Table, rows: pa.Table, after: int) -> pa.Table:
+    """Rows that make `dataset.build` test the fresh queries, among the documents of promotion and their own.
+
+    The corpus is that of the promotion and the fresh documents, no more: a corpus that has grown makes every model
+    look worse. Queries that the model was trained or tested on, in any wording, are not asked again.
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    from tasks.splits import query_key
+
+    asked = known.filter(pc.not_equal(known["kind"], "corpus"))["query"]
+    old = {query_key(query) for query in pc.unique(asked).to_pylist()}
+    is_fresh = pc.and_(pc.greater(rows["commit"], after), pc.equal(rows["kind"], "pair"))
+    fresh = rows.filter(is_fresh)
+    fresh = fresh.filter(pa.array([query_key(query) not in old for query in fresh["query"].to_pylist()], pa.bool_()))
+    kind = rows.schema.get_field_index("kind")
+    documents = known.set_column(kind, rows.schema.field(kind), pa.repeat("corpus", len(known)).cast(pa.string()))
+    # golden: tested on, whichever side the split would put them on
+    questions = fresh.set_column(kind, rows.schema.field(kind), pa.repeat("golden", len(fresh)).cast(pa.string()))
+    return pa.concat_tables([documents, questions]).combine_chunks()
+
+
+def _trained_on(store: Store, version: str) -> tuple[str, int] | None:
+    """The run that promoted a version and the commit that it was trained on; None where no run of ours did."""
+    from tasks import registry
+
+    for change in reversed(registry.history(store)):
+        if (change.version, change.action) == (version, "promotion"):
+            blob = store.find(f"runs/{change.run_id}/intake.json")
+            return None if blob is None else (change.run_id, int(orjson.loads(blob.body)["commit"]))
+    return None
+
+
+def _numeric_path(store: Store, run: str) -> Any:
+    from tasks.encoding import BF16, FP32, PLAIN
+
+    blob = store.find(f"runs/{run}/scores.json")
+    name = orjson.loads(blob.body)["numeric_path"] if blob is not None else ""
+    return {path.name: path for path in (PLAIN, FP32, BF16)}.get(name, FP32)
+
+
+def _folder(version: str) -> str:
+    return f"watch/{version}/"
+
+
+def _windows(store: Store, version: str) -> list[Window]:
+    """Every window of a version, oldest first."""
+    keys = sorted(entry.key for entry in store.entries(_folder(version)))
+    return [Window.model_validate_json(store.get(key).body) for key in keys]
+
+
+def _standstill(store: Store, production: Production | None, rule: Watch) -> list[Standstill]:
+    since = production.at.astimezone(UTC) if production else None
+    days = (datetime.now(UTC) - since).total_seconds() / 86_400 if since else None
+    return standstill(_nights(store, since) if rule.max_nights else 0, days, rule)
+
+
+def _nights(store: Store, since: datetime | None) -> int:
+    """Nights after a moment that had something to train on and did not promote."""
+    nights = 0
+    for run in reversed(store.folders("runs/")):
+        if since is not None and run < f"{since:%Y%m%dT%H%M%SZ}":
+            break
+        outcome = runs.read_outcome(store, run)
+        nights += outcome is not None and outcome.verdict in _TRAINABLE
+    return nights
+
+
+def _figures(window: Window) -> str:
+    """The decisive metrics of a window beside those at promotion."""
+    return ", ".join(
+        f"{label} {window.scores[name]:.3f} (at promotion {window.promoted[name]:.3f}"
+        f"{', surely lower' if name in window.below else ''})"
+        for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR"))
+    )
