@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import boto3
@@ -33,8 +33,10 @@ from obstore.exceptions import BaseError as ObstoreError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import ObjectTypeDef
+    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
     from obstore.store import S3Store
+
+T = TypeVar("T")
 
 _ADVICE: Final = {
     "NoSuchBucket": "create the bucket, or is AWS_ENDPOINT_URL the address of another server?",
@@ -133,16 +135,19 @@ class Store:
         Raises MissingKeyError when there is none, ChangedError when `etag` no longer holds.
         """
         condition: dict[str, Any] = {} if etag is None else {"IfMatch": etag}
+        return self._read(key, lambda reply: Blob(reply["Body"].read(), reply["ETag"]), condition)
+
+    def _read(self, key: str, take: Callable[[GetObjectOutputTypeDef], T], condition: dict[str, Any]) -> T:
+        """What `take` makes of an object's body; an error in the body is tried again."""
         for attempt in range(1, _BODY_ATTEMPTS + 1):
             try:
-                reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition)
-                return Blob(reply["Body"].read(), reply["ETag"])
+                return take(self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition))
             except _BODY_ERRORS as error:
                 if attempt == _BODY_ATTEMPTS:
                     raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
             except ClientError as error:
                 status = _status(error)
-                if etag is not None and status in {404, 412}:
+                if condition and status in {404, 412}:
                     raise ChangedError(f"{self.uri(key)} changed since it was listed") from error
                 if status == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
@@ -181,23 +186,13 @@ class Store:
 
     def download(self, key: str, path: Path) -> None:
         """Stream an object to a local file, in bounded memory. Raises MissingKeyError."""
-        for attempt in range(1, _BODY_ATTEMPTS + 1):
-            try:
-                reply = self._client.get_object(Bucket=self.bucket, Key=self.prefix + key)
-                with path.open("wb") as file:
-                    for chunk in reply["Body"].iter_chunks(1 << 20):
-                        file.write(chunk)
-            except _BODY_ERRORS as error:
-                if attempt == _BODY_ATTEMPTS:
-                    raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
-            except ClientError as error:
-                if _status(error) == 404:
-                    raise MissingKeyError(f"{self.uri(key)} does not exist") from error
-                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
-            except BotoCoreError as error:
-                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
-            else:
-                return
+
+        def write(reply: GetObjectOutputTypeDef) -> None:
+            with path.open("wb") as file:
+                for chunk in reply["Body"].iter_chunks(1 << 20):
+                    file.write(chunk)
+
+        self._read(key, write, {})
 
     def entries(self, prefix: str, *, start_after: str | None = None) -> Iterator[Entry]:
         """List every object under a prefix, at any depth.

@@ -1,0 +1,96 @@
+"""Reading back: the rows up to a commit, how many there are, and those that were rejected."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from tasks.intake import commit_log
+from tasks.intake.batch import BATCH
+from tasks.intake.commit_log import LogError
+from tasks.parsing import Rejected, kind_of
+from tasks.storage import MissingKeyError, Store
+
+ROWS: Final = BATCH.append(pa.field("commit", pa.int64()))
+"""Columns of accepted rows. `query` and `score` are null where there is none; `line` counts from 1."""
+
+
+def read_rows(store: Store, commit: int) -> pa.Table:
+    """All rows up to a commit (schema ROWS): of each object the latest ones, in the place of its first.
+
+    The order (first commit of the object, key, line) depends on the log alone. Raises LogError when the log or a
+    batch is damaged, or there is no such commit.
+    """
+    log = commit_log.load(store, commit)
+    runs: list[tuple[int, int, int]] = []  # commit, start and end of rows that follow each other in one batch
+    for _, live in sorted(log.objects.items(), key=lambda item: (item[1].first, item[0])):
+        if not live.accepted:
+            continue
+        end = live.start + live.accepted
+        if runs and runs[-1][0] == live.last and runs[-1][2] == live.start:
+            runs[-1] = (live.last, runs[-1][1], end)
+        else:
+            runs.append((live.last, live.start, end))
+    wanted = sorted({number for number, _, _ in runs})
+    with ThreadPoolExecutor(4) as pool:
+        batches = dict(zip(wanted, pool.map(lambda n: _read_batch(store, n, log.batches[n]), wanted), strict=True))
+    parts = [batches[number].slice(start, end - start) for number, start, end in runs]
+    return pa.concat_tables([ROWS.empty_table(), *parts]).combine_chunks()
+
+
+def _read_batch(store: Store, commit: int, key: str) -> pa.Table:
+    """One batch with the column `commit`, checked against its name."""
+    try:
+        body = store.get(key).body
+    except MissingKeyError as error:
+        raise LogError(f"{store.uri(key)} is missing, though commit {commit} names it") from error
+    if key != f"batches/{hashlib.sha256(body).hexdigest()}.parquet":
+        raise LogError(f"{store.uri(key)} does not hold what commit {commit} stored")
+    table = pq.read_table(pa.BufferReader(body), schema=BATCH)
+    return table.append_column(ROWS.field("commit"), pa.repeat(pa.scalar(commit, pa.int64()), table.num_rows))
+
+
+def counts(store: Store, commit: int) -> dict[str, int]:
+    """Rows up to a commit: `accepted` and `rejected` of `pairs/`, accepted ones of `golden` and `corpus`.
+
+    Overwritten objects count as they are now.
+    """
+    found = {"accepted": 0, "rejected": 0, "golden": 0, "corpus": 0}
+    for key, live in commit_log.load(store, commit).objects.items():
+        kind = kind_of(key)
+        found["accepted" if kind == "pair" else kind] += live.accepted
+        found["rejected"] += live.rejected if kind == "pair" else 0
+    return found
+
+
+def new_pairs(store: Store, since: int, upto: int) -> int:
+    """Rows of `pairs/` that the commits after `since`, up to `upto`, accepted."""
+    return sum(
+        source.accepted
+        for commit in commit_log.read(store, range(since + 1, upto + 1))
+        for source in commit.objects
+        if kind_of(source.key) == "pair"
+    )
+
+
+def quarantined(store: Store) -> Iterator[Rejected]:
+    """Rejected rows of all objects as they are now: those of an object that was corrected since are left out.
+
+    Raises LogError when the log is damaged or a quarantine file is missing.
+    """
+    log = commit_log.load(store)
+    commit_log.complete(store, log)
+    for number, (_, key) in sorted(log.rejected_rows.items()):
+        blob = store.find(key)
+        if blob is None:
+            raise LogError(f"{store.uri(key)} is missing")
+        for line in blob.body.splitlines():
+            row = Rejected(**orjson.loads(line))
+            if log.objects[row.object].last == number:
+                yield row
