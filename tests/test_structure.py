@@ -16,7 +16,7 @@ HOMES = {
     "boto3": {"tasks/storage.py"},
     "botocore": {"tasks/storage.py", "deployments/demo/data.py"},  # the demo's texts are botocore's data files
     "obstore": {"tasks/storage.py"},
-    "sentence_transformers": {"tasks/training/fine_tune.py", "tasks/encoding/encoder.py"},
+    "sentence_transformers": {"tasks/training/fine_tune.py", "tasks/encoding/"},
     "great_expectations": {"data_checks/"},
     "matplotlib": {"tasks/report/charts.py"},
     "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},

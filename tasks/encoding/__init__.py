@@ -4,28 +4,20 @@ from tasks.encoding.cache import CachedEncoder, VectorCache, text_hash
 from tasks.encoding.encoder import (
     BF16,
     FP32,
-    PARITY,
     PLAIN,
     Encoder,
-    Measurement,
     ModelEncoder,
-    ModelError,
     NumericPath,
     Progress,
     Role,
     VectorError,
     by_budget,
-    check_folder,
-    choose_path,
     encode,
-    fastest,
-    fingerprint,
-    load,
-    measure_paths,
     prompt_for,
-    resolve_model,
-    weights_hash,
 )
+from tasks.encoding.identity import fingerprint, weights_hash
+from tasks.encoding.model import ModelError, check_folder, load, resolve_model
+from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
 
 __all__ = [
     "BF16",

@@ -4,25 +4,22 @@
 prompts, `max_seq_length`, pooling, `truncate_dim`. Only the order of the work differs: texts are tokenised once,
 sorted by length and forwarded in batches that hold about the same number of tokens, so that hardly any padding is
 computed, each batch by one thread, so that on a CPU no thread waits for another inside a batch.
-
-Models are data, never code: a folder with pickled weights, Python files or a request for remote code is refused.
 """
 
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
-import mmap
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from tasks.encoding.identity import fingerprint
+from tasks.encoding.model import ModelError, load
 from tasks.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -32,39 +29,11 @@ if TYPE_CHECKING:
 Role = Literal["query", "document"]
 Progress = Callable[[int, int], None]
 
-PACKAGE_PREFIX: Final = "pkg:"
-_HUB_FILES: Final = ["*.safetensors", "*.json", "*.txt"]
-_PICKLES: Final = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5"}
-_NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.json", "training_args.json"}
-"""JSON that may lie in a model's folder and changes no vector."""
-
-_DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transformers_version"}
-"""Keys of a model's JSON that say who saved it and from where, and change no vector."""
-
 _SLAB: Final = 16_384
 """Texts tokenised and sorted at a time: enough to leave no padding, little enough to bound memory."""
 
 _TOKENISED_TOGETHER: Final = 256
 """Texts per call of the tokenizer, of similar length: its padding is thrown away again."""
-
-PARITY: Final = 0.9999
-"""Least cosine between a path's vector and that of the plain fp32 `encode`, over the sample it is judged by.
-
-bf16 under autocast reaches 0.99997 on all-MiniLM-L6-v2; int8 reaches 0.96, which changes verdicts."""
-
-_WORTHWHILE: Final = 1.3
-"""Times by which a path of less precision must be faster: far enough from both 1 and the factor of 2 that CPUs with
-bf16 dot products show, so that the choice, and with it the cache, does not flip from night to night."""
-
-_SAMPLE: Final = 32
-"""Texts by which the numeric path is chosen."""
-
-_ROUNDS: Final = 3
-"""Times that each path is timed, on every other text of the sample."""
-
-
-class ModelError(Exception):
-    """A model cannot be used: it is missing, not to be trusted, or its vectors are not usable."""
 
 
 class VectorError(ModelError):
@@ -74,179 +43,6 @@ class VectorError(ModelError):
         super().__init__(f"{model} gives no usable vector (NaN, infinite or zero) for the text at index {index}")
         self.model = model
         self.index = index
-
-
-# --- which model ---------------------------------------------------------------------------------------------
-
-
-def resolve_model(name: str) -> Path:
-    """The folder of a model that is named by package, folder or hub id, checked with `check_folder`.
-
-    `pkg:<package>` is the one folder with a model inside an installed package (which is not imported); anything
-    that exists as a folder is that folder; `org/name` or `org/name@revision` is taken from the hub or, without a
-    connection, from its local cache: safetensors, JSON and text files only.
-
-    Raises ModelError in words for people: what was looked for, and where.
-    """
-    if name.startswith(PACKAGE_PREFIX):
-        folder = _package_folder(name.removeprefix(PACKAGE_PREFIX))
-    elif Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-    elif name.startswith(("/", ".", "~")) or name.count("/") > 1:
-        raise ModelError(f"there is no folder {name}")
-    else:
-        folder = _hub_folder(name)
-    check_folder(folder)
-    return folder
-
-
-def _package_folder(package: str) -> Path:
-    """The folder with a model inside an installed package: the package's own, or one directly below it."""
-    spec = importlib.util.find_spec(package) if package.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ModelError(f"{PACKAGE_PREFIX}{package}: no package named {package!r} is installed")
-    root = Path(next(iter(spec.submodule_search_locations)))
-    found = [folder for folder in (root, *sorted(root.iterdir())) if _is_model(folder)]
-    if len(found) != 1:
-        names = ", ".join(folder.name for folder in found) or "none"
-        raise ModelError(f"{PACKAGE_PREFIX}{package}: expected one folder with a model in {root}, found {names}")
-    return found[0]
-
-
-def _is_model(folder: Path) -> bool:
-    return (folder / "modules.json").is_file() or (folder / "config.json").is_file()
-
-
-def _hub_folder(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    repository, _, revision = name.partition("@")
-    try:
-        return Path(snapshot_download(repository, revision=revision or None, allow_patterns=_HUB_FILES))
-    except (HFValidationError, HfHubHTTPError, OSError) as error:
-        raise ModelError(
-            f"{name} is no folder, and as a model of the hub it could not be had: neither from the hub nor from the "
-            f"local cache ({type(error).__name__}). Name a folder, or {PACKAGE_PREFIX}<package> for a model that an "
-            "installed package ships"
-        ) from error
-
-
-def check_folder(folder: Path) -> None:
-    """Refuse a model that would have to be trusted: only weights as safetensors, JSON and text are data.
-
-    Raises ModelError naming the file: Python files, `auto_map` (remote code), a module class from outside
-    sentence-transformers, pickled weights without safetensors beside them, or no weights at all.
-    """
-    if not _is_model(folder):
-        raise ModelError(f"{folder} holds no model: neither modules.json nor config.json")
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    safe = {path.parent for path in files if path.suffix == ".safetensors"}
-    for path in files:
-        if path.suffix == ".py":
-            raise ModelError(f"{path} is code; models are loaded as data only")
-        if path.suffix in _PICKLES and path.parent not in safe:
-            raise ModelError(f"{path} may hold a pickle, which can run code when read; save the model as safetensors")
-        if path.suffix == ".json" and "auto_map" in _json_object(path):
-            raise ModelError(f"{path} asks for remote code (auto_map); models are loaded as data only")
-    if (folder / "modules.json").is_file():
-        for module in _json(folder / "modules.json"):
-            if not str(module.get("type", "")).startswith("sentence_transformers."):
-                raise ModelError(f"{folder / 'modules.json'} names a class from elsewhere: {module.get('type')!r}")
-    if not safe:
-        raise ModelError(f"{folder} holds no weights as safetensors")
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ModelError(f"{path} is not JSON: {error}") from error
-
-
-def _json_object(path: Path) -> dict[str, Any]:
-    found = _json(path)
-    return found if isinstance(found, dict) else {}
-
-
-def load(folder: Path, device: str | None = None) -> SentenceTransformer:
-    """Load a saved model in float32, from its own files only: no hub, no remote code, no pickle.
-
-    `device` defaults to the best there is: CUDA, MPS, ... or the CPU.
-    """
-    check_folder(folder)
-    from sentence_transformers import SentenceTransformer
-
-    return SentenceTransformer(
-        str(folder),
-        device=device,
-        trust_remote_code=False,
-        local_files_only=True,
-        model_kwargs={"use_safetensors": True, "dtype": "float32"},
-    )
-
-
-# --- identity ------------------------------------------------------------------------------------------------
-
-
-def fingerprint(folder: Path) -> str:
-    """SHA-256 (hex) of everything in a model's folder that changes a vector.
-
-    Weights (by tensor), and every JSON and text file: architecture, tokenizer, pooling, modules, prompts,
-    lengths. Not the model card, the path, or the versions of who saved it, so the same model under two paths has
-    one fingerprint.
-    """
-    digest = hashlib.sha256(weights_hash(folder).encode())
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".txt"} and path.is_file() and path.name not in _NOT_THE_MODEL:
-            digest.update(f"\n{path.relative_to(folder).as_posix()}\n".encode())
-            digest.update(hashlib.sha256(_canonical(path)).digest())
-    return digest.hexdigest()
-
-
-def _canonical(path: Path) -> bytes:
-    """A file's meaning: JSON without layout, order of keys, and what only describes; text as it is."""
-    if path.suffix != ".json":
-        return path.read_bytes()
-    content = _json(path)
-    if isinstance(content, dict):
-        content = {key: value for key, value in content.items() if key not in _DESCRIPTIVE}
-    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
-
-
-def weights_hash(folder: Path) -> str:
-    """SHA-256 (hex) of a model's tensors: folder, name, type, shape, bytes; not of how they are laid out in files.
-
-    Two models with one weights hash are the same model to a reader of their vectors, unless settings differ.
-    """
-    digest = hashlib.sha256()
-    tensors = sorted((path.parent, name, path) for path in folder.rglob("*.safetensors") for name in _header(path)[0])
-    for parent, name, path in tensors:
-        header, start = _header(path)
-        found = header[name]
-        first, last = found["data_offsets"]
-        label = [parent.relative_to(folder).as_posix(), name, found["dtype"], found["shape"]]
-        digest.update(json.dumps(label).encode())
-        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
-            digest.update(memoryview(body)[start + first : start + last])
-    return digest.hexdigest()
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Tensors by name and where their bytes start: 8 bytes length, JSON, data (the safetensors format).
-
-    Without `position_ids`, a range of numbers that older versions of transformers saved and newer ones leave out.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ModelError(f"{path} is truncated or no safetensors file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length
-
-
-# --- numeric paths -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -270,72 +66,6 @@ BF16: Final = NumericPath("bf16", 1024, bf16=True)
 
 _ACCELERATED: Final = 32
 """Times the budget of a batch on anything but a CPU, most of which a small batch leaves idle. Not measured."""
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """What a numeric path did on the sample.
-
-    Attributes:
-        path: the path.
-        texts_per_second: of the first model, and on a CPU of CPU time; 0 for plain, never chosen for its speed.
-        least_cosine: the least cosine of any model's vector to that of plain fp32.
-    """
-
-    path: NumericPath
-    texts_per_second: float
-    least_cosine: float
-
-
-def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) -> list[Measurement]:
-    """Encode a few texts of the sample with every model on every path; plain fp32 comes first and is the reference.
-
-    The texts are spread evenly over the sample's lengths, for padding and rounding both depend on length.
-    """
-    by_length = sorted(set(sample), key=lambda text: (len(text), text))
-    step = max(1.0, len(by_length) / _SAMPLE)
-    texts = [by_length[int(place)] for place in np.arange(0, len(by_length), step)]
-    if not texts or not models:
-        raise ValueError(f"a numeric path is chosen on texts and models, got {len(texts)} and {len(models)}")
-    found: list[Measurement] = []
-    reference: list[np.ndarray] = []
-    for path in (PLAIN, FP32, BF16):
-        vectors = [encode(model, texts, "document", path=path) for model in models]  # also prepares the kernels
-        reference = reference or vectors
-        least = float(np.min([(a * b).sum(axis=1).min() for a, b in zip(vectors, reference, strict=True)]))
-        found.append(Measurement(path, 0.0, least))
-    # CPU time, in turns, the best of each: what else runs on the machine must not change the choice
-    clock = time.process_time if models[0].device.type == "cpu" else time.perf_counter
-    seconds = dict.fromkeys((FP32, BF16), float("inf"))
-    for _ in range(_ROUNDS):
-        for path in seconds:
-            start = clock()
-            encode(models[0], texts[::2], "document", path=path)
-            seconds[path] = min(seconds[path], clock() - start)
-    rates = {path: len(texts[::2]) / spent for path, spent in seconds.items()}
-    return [replace(one, texts_per_second=rates.get(one.path, 0.0)) for one in found]
-
-
-def choose_path(models: Sequence[SentenceTransformer], sample: Sequence[str], *, parity: float = PARITY) -> NumericPath:
-    """The fastest numeric path whose vectors agree with plain fp32 for every model; measured in a few seconds.
-
-    Choose once per night, with both models and real texts, and pass the value to every `encode`.
-    """
-    return fastest(measure_paths(models, sample), parity)
-
-
-def fastest(measured: Sequence[Measurement], parity: float = PARITY) -> NumericPath:
-    """bf16 where it holds parity and clearly pays, else fp32 in batches by budget where that agrees, else plain."""
-    by_path = {measurement.path: measurement for measurement in measured}
-    holding = {path for path, measurement in by_path.items() if measurement.least_cosine >= parity}
-    if FP32 not in holding:
-        return PLAIN
-    if BF16 in holding and by_path[BF16].texts_per_second >= _WORTHWHILE * by_path[FP32].texts_per_second:
-        return BF16
-    return FP32
-
-
-# --- encoding ------------------------------------------------------------------------------------------------
 
 
 class Encoder(Protocol):

@@ -1,0 +1,74 @@
+"""What makes a model the same model: hashes of everything in its folder that changes a vector."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+from pathlib import Path
+from typing import Any, Final
+
+from tasks.encoding.model import ModelError, read_json
+
+_NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.json", "training_args.json"}
+"""JSON that may lie in a model's folder and changes no vector."""
+
+_DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transformers_version"}
+"""Keys of a model's JSON that say who saved it and from where, and change no vector."""
+
+
+def fingerprint(folder: Path) -> str:
+    """SHA-256 (hex) of everything in a model's folder that changes a vector.
+
+    Weights (by tensor), and every JSON and text file: architecture, tokenizer, pooling, modules, prompts,
+    lengths. Not the model card, the path, or the versions of who saved it, so the same model under two paths has
+    one fingerprint.
+    """
+    digest = hashlib.sha256(weights_hash(folder).encode())
+    for path in sorted(folder.rglob("*")):
+        if path.suffix in {".json", ".txt"} and path.is_file() and path.name not in _NOT_THE_MODEL:
+            digest.update(f"\n{path.relative_to(folder).as_posix()}\n".encode())
+            digest.update(hashlib.sha256(_canonical(path)).digest())
+    return digest.hexdigest()
+
+
+def _canonical(path: Path) -> bytes:
+    """A file's meaning: JSON without layout, order of keys, and what only describes; text as it is."""
+    if path.suffix != ".json":
+        return path.read_bytes()
+    content = read_json(path)
+    if isinstance(content, dict):
+        content = {key: value for key, value in content.items() if key not in _DESCRIPTIVE}
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
+
+
+def weights_hash(folder: Path) -> str:
+    """SHA-256 (hex) of a model's tensors: folder, name, type, shape, bytes; not of how they are laid out in files.
+
+    Two models with one weights hash are the same model to a reader of their vectors, unless settings differ.
+    """
+    digest = hashlib.sha256()
+    tensors = sorted((path.parent, name, path) for path in folder.rglob("*.safetensors") for name in _header(path)[0])
+    for parent, name, path in tensors:
+        header, start = _header(path)
+        found = header[name]
+        first, last = found["data_offsets"]
+        label = [parent.relative_to(folder).as_posix(), name, found["dtype"], found["shape"]]
+        digest.update(json.dumps(label).encode())
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
+            digest.update(memoryview(body)[start + first : start + last])
+    return digest.hexdigest()
+
+
+def _header(path: Path) -> tuple[dict[str, Any], int]:
+    """Tensors by name and where their bytes start: 8 bytes length, JSON, data (the safetensors format).
+
+    Without `position_ids`, a range of numbers that older versions of transformers saved and newer ones leave out.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise ModelError(f"{path} is truncated or no safetensors file")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length
