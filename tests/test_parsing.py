@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 
 from tasks.config import Limits
 from tasks.parsing import PARSED, Rejected, kind_of, parse
-from tasks.parsing.objects import SHOWN_CHARS
 from tasks.parsing.parquet_pages import Page, pages
+from tasks.parsing.rows import SHOWN_CHARS
 from tests.hostile_files import CSV_HEADER, FILES, ONE, TWO, between, parquet
 
 ROOT = Path(__file__).parent.parent

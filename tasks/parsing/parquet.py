@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import Limits
-from tasks.parsing.objects import Chunk, Columns, Rows, find_columns
 from tasks.parsing.parquet_pages import pages
+from tasks.parsing.rows import Chunk, Columns, Rows, find_columns
 from tasks.parsing.unpacking import HARMLESS, RefusedError
 
 Counts = npt.NDArray[np.int64]
