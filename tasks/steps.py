@@ -39,6 +39,7 @@ from tasks.intake import LogError
 from tasks.report import evidence
 from tasks.storage import Store, StoreError
 from tasks.watch import fresh
+from tasks.watch.messages import news
 
 
 def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
@@ -268,9 +269,9 @@ def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> dict[
 def tell(store: str, seen: dict[str, Any]) -> None:
     """Tell whoever listens, once, that production has drifted or stands still."""
     opened, found = Store.open(store), fresh.Seen.model_validate(seen)
-    for news in alerts.news(found):
-        mark = f"watch/told/{news.identity}.json"
+    for one in news(found):
+        mark = f"watch/told/{one.identity}.json"
         if opened.find(mark) is None:
-            alerts.announce_news(opened.url, news, alerts.run_url())
+            alerts.announce_news(opened.url, one, alerts.run_url())
             # after the event: a crash in between tells it again under the same id, rather than never
             opened.put_if_absent(mark, b"{}")

@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import dataset, intake
-from tasks.config import Checks, Gate, Limits, Training
+from tasks.config import TARGETS, Checks, Gate, Limits, Training
 from tasks.dataset import EvaluationSet
 from tasks.gate import Decision, Scores, decide
 from tasks.parsing import KINDS, Rejected, parse, refuse_unread
-from tasks.report import TARGETS
 from tasks.splits import Side, Split, document_key
 
 if TYPE_CHECKING:

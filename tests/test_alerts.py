@@ -13,13 +13,14 @@ from prefect.blocks.abstract import NotificationBlock
 from deployments.server import channels
 from deployments.server.settings import Channel
 from tasks import scoring
-from tasks.alerts import LONGEST, message, news, plain, quote
 from tasks.config import Delta, Model, Outcome
 from tasks.intake import take_in
 from tasks.report import Evidence, Fallen, evidence
+from tasks.report.messages import LONGEST, message, plain, quote
 from tasks.runs import write_outcome
 from tasks.storage import Store
 from tasks.watch import Seen, Standstill
+from tasks.watch.messages import news
 
 HOSTILE = [
     "<!channel> <!here|all> <@U123> <https://evil.example|your bank>",

@@ -1,8 +1,11 @@
-"""The structure the project promises: imports one way, one home per library, nothing read at import."""
+"""The structure the project promises: the import contracts, one home per library, nothing read at import."""
 
 from __future__ import annotations
 
 import ast
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,14 +23,6 @@ HOMES = {
     "great_expectations": {"data_checks/"},
     "matplotlib": {"tasks/report/charts.py"},
     "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},
-}
-
-LAYERS = {
-    # a package may import those named, besides itself
-    "deployments": {"flows", "tasks", "data_checks"},
-    "flows": {"tasks", "data_checks"},
-    "tasks": {"data_checks"},
-    "data_checks": {"tasks"},
 }
 
 
@@ -66,16 +61,48 @@ def test_a_library_is_imported_in_its_home_only(path: Path) -> None:
             assert allowed, f"{name}:{line} imports {module}, whose home is {sorted(homes)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=_name)
-def test_imports_run_one_way(path: Path) -> None:
-    """Logic knows neither flows nor deployments; only the steps bind logic and data checks together."""
-    package = _name(path).split("/")[0]
-    for module, line in _imports(path):
-        target = module.split(".")[0]
-        if target in PACKAGES and target != package:
-            assert target in LAYERS[package], f"{_name(path)}:{line} imports {module}"
-        if module.startswith(("tasks.steps", "tasks.alerts")):
-            assert package in {"flows", "deployments"} or _name(path) == "tasks/steps.py", f"{_name(path)}:{line}"
+def _lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run import-linter on a source tree; its contracts are in pyproject.toml."""
+    program = Path(sys.executable).with_name("lint-imports")
+    return subprocess.run(
+        [program, "--no-cache", "--config", ROOT / "pyproject.toml"],
+        cwd=folder,
+        env={"PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_imports_keep_the_contracts() -> None:
+    """What `make lint` checks."""
+    result = _lint_imports(ROOT)
+    assert result.returncode == 0, result.stdout
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "named"),
+    [
+        ("tasks/gate.py", "import tasks.registry", "tasks.gate -> tasks.registry"),
+        ("tasks/storage.py", "from tasks.config import Gate", "tasks.storage -> tasks.config"),
+        ("tasks/training/losses.py", "from tasks import scoring", "tasks.training.losses -> tasks.scoring"),
+        ("tasks/night.py", "def late():\n    from tasks.watch import drift", "tasks.night -> tasks.watch.drift"),
+        ("tasks/report/page.py", "import data_checks.run", "tasks.report.page -> data_checks.run"),
+        ("data_checks/suite.py", "from tasks.storage import Store", "data_checks.suite -> tasks.storage"),
+        ("flows/retrain.py", "import deployments.doctor", "flows.retrain -> deployments.doctor"),
+        ("tasks/alerts.py", "import tasks.steps", "tasks.alerts -> tasks.steps"),
+        ("tasks/novelty.py", "", "tasks.novelty"),  # a module without a place in the contract
+    ],
+)
+def test_a_forbidden_import_is_refused(file: str, line: str, named: str, tmp_path: Path) -> None:
+    """A planted import breaks a contract, which names both ends; also inside a function."""
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
+    with (tmp_path / file).open("a") as module:
+        module.write(f"\n{line}\n")
+    result = _lint_imports(tmp_path)
+    assert result.returncode == 1, result.stdout + result.stderr
+    assert named in result.stdout
 
 
 @pytest.mark.parametrize("path", MODULES, ids=_name)

@@ -18,7 +18,7 @@ from uuid import UUID
 
 from deployments.server import channels, differences
 from deployments.server.settings import AlertName, Settings
-from tasks.alerts import REPLACEMENTS
+from tasks.report.messages import REPLACEMENTS
 
 if TYPE_CHECKING:
     from prefect.automations import Automation

@@ -10,6 +10,8 @@ from rich.console import Console, Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
+from tasks.config import METRIC_LABELS
+
 if TYPE_CHECKING:
     from tasks.config import Outcome
     from tasks.parsing import Rejected
@@ -24,7 +26,6 @@ _COLOURS: Final = {
     "blocked": "red",
     "failed": "red",
 }
-_METRICS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
 
 
 def outcome(found: Outcome) -> RenderableType:
@@ -45,7 +46,7 @@ def scores(found: Outcome) -> Table:
     table = _table("metric", served, "candidate", "difference", "interval")
     before = found.production.scores if found.production else {}
     after = found.candidate.scores if found.candidate else {}
-    for name, label in _METRICS.items():
+    for name, label in METRIC_LABELS.items():
         if name in before and name in after:
             delta = found.deltas.get(name)
             interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
@@ -58,7 +59,7 @@ def scores(found: Outcome) -> Table:
 def trial(found: Trial) -> RenderableType:
     """Base and fine-tuned model side by side, what a night would say to it, and how far to trust it."""
     table = _table("metric", "base model", "fine-tuned", "difference", "interval")
-    for name, label in _METRICS.items():
+    for name, label in METRIC_LABELS.items():
         delta = found.decision.deltas.get(name)
         interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
         before, after = found.base[name], found.tuned[name]

@@ -2,6 +2,6 @@
 
 from tasks.report.evidence import Evidence, Fallen
 from tasks.report.material import Material
-from tasks.report.page import TARGETS, charts_of, html, markdown
+from tasks.report.page import charts_of, html, markdown
 
-__all__ = ["TARGETS", "Evidence", "Fallen", "Material", "charts_of", "html", "markdown"]
+__all__ = ["Evidence", "Fallen", "Material", "charts_of", "html", "markdown"]

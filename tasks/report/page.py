@@ -17,14 +17,9 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from tasks.config import Outcome
+from tasks.config import METRIC_LABELS, TARGETS, Outcome
 from tasks.report import charts
 from tasks.report.material import Material
-
-TARGETS: Final = {"recall_at_10": 0.90, "mrr": 0.70, "ndcg_at_10": 0.75, "map": 0.60}
-"""What the design calls a good search, shown beside the scores; no verdict depends on it."""
-
-LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
 
 _LINE: Final = 500
 """Characters of a reason or a name that are shown."""
@@ -59,7 +54,7 @@ def score_rows(outcome: Outcome) -> list[ScoreRow]:
     if outcome.candidate is None or outcome.production is None or not outcome.candidate.scores:
         return []
     rows = []
-    for metric, label in LABELS.items():
+    for metric, label in METRIC_LABELS.items():
         after, before = outcome.candidate.scores.get(metric), outcome.production.scores.get(metric)
         delta = outcome.deltas.get(metric)
         difference = "" if before is None or after is None else f"{after - before:+.4f}"
@@ -135,7 +130,7 @@ def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
         if outcome.production.version is None:  # then production is the base model
             sides["base"] = None
         means = {side: model.scores for side, model in sides.items() if model}
-        wanted.append(lambda: charts.scores(means, TARGETS, LABELS))
+        wanted.append(lambda: charts.scores(means, TARGETS, METRIC_LABELS))
     if any(len(found) > 1 for found in material.by_dimension.values()):
         wanted.append(lambda: charts.dimensions(material.by_dimension))
     trained = material.training

@@ -16,13 +16,13 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks import runs
 from tasks.config import Limits, Watch
-from tasks.night import Progress
 from tasks.storage import Store
 from tasks.watch.drift import Standstill, Window, drift_began, measure, standstill
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from tasks.encoding import Progress
     from tasks.registry import Production
 
 _TRAINABLE: Final = ("held", "regressed", "blocked", "failed")

@@ -27,7 +27,7 @@ from flows.retrain import retrain
 from flows.watch_production import watch_production
 from tasks import alerts, intake, registry
 from tasks.config import Delta, Model, Outcome, Watch
-from tasks.report import Evidence, Fallen
+from tasks.report import Evidence, Fallen, messages
 from tasks.runs import write_outcome
 from tasks.scoring import serving
 from tasks.storage import Store
@@ -226,7 +226,7 @@ def test_a_regression_is_told_once_with_its_text(hook: Receiver, on_stack: local
     )
     for _ in range(2):
         alerts.announce_outcome(on_stack.store("x"), outcome, evidence, "http://127.0.0.1/runs/1")
-    expected = alerts.message(outcome, evidence, "http://127.0.0.1/runs/1")
+    expected = messages.message(outcome, evidence, "http://127.0.0.1/runs/1")
     message = hook.once(lambda one: run in one.body or one.subject == expected.title)
     assert (message.subject, message.body) == (expected.title, expected.text)
     assert "a-secret-path" not in message.body

@@ -22,9 +22,9 @@ from deployments.demo.tour import cut, shuffled
 from deployments.stack import local
 from deployments.terminal import follow
 from flows.retrain import retrain
-from tasks import alerts, night, registry
+from tasks import night, registry
 from tasks.config import Outcome
-from tasks.report import evidence
+from tasks.report import evidence, messages
 from tasks.storage import Store
 from tests import docs
 from tests.flows.nights import CHARS, FAST, PAIRS, fill
@@ -203,7 +203,7 @@ def test_shuffled_labels_regress_and_are_told(promoted: Promoted, hook: Receiver
     assert promoted.store.get("production.json").body == before
 
     message = hook.once(lambda one: outcome.run_id in one.body)
-    expected = alerts.message(outcome, evidence.gather(promoted.store, outcome), _run_url(promoted.stack, outcome))
+    expected = messages.message(outcome, evidence.gather(promoted.store, outcome), _run_url(promoted.stack, outcome))
     assert (message.subject, message.body) == (expected.title, expected.text)
     assert message.subject == "Ratchet: the new model is worse than production"
     assert outcome.candidate is not None

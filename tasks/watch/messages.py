@@ -1,0 +1,65 @@
+"""The text of an alert on production: drift, once from when it began; standstill, at every multiple of the limit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from tasks.config import METRIC_LABELS
+from tasks.report.messages import Message
+from tasks.watch.fresh import Seen
+
+
+@dataclass(frozen=True)
+class News:
+    """One thing to tell about production, and the identity under which it is told once."""
+
+    event: str
+    identity: str
+    message: Message
+    payload: dict[str, Any]
+
+
+def news(seen: Seen) -> list[News]:
+    """What there is to tell of one look at production: drift, once from when it began; standstill at every multiple."""
+    serves = f"version {seen.version}" if seen.version else "the base model"
+    found = []
+    if seen.drifted_since is not None:
+        lines = [f"Production, {serves}, finds less on labels that have arrived since it was trained:"]
+        for window in seen.windows:
+            surely = (
+                f"; surely lower: {', '.join(METRIC_LABELS[name] for name in window.below)}" if window.below else ""
+            )
+            figures = (
+                f"{METRIC_LABELS[name]} {window.promoted[name]:.3f} to {window.scores[name]:.3f}"
+                for name in ("recall_at_10", "mrr")
+            )
+            lines.append(
+                f"- commits {window.first} to {window.last}, {window.queries:,} queries: {', '.join(figures)}{surely}"
+            )
+        lines.append("The next night trains on these labels. If it does not promote, look at what is searched for now.")
+        found.append(
+            News(
+                "ratchet.production.drifted",
+                f"drifted-{seen.version}-{seen.drifted_since}",
+                Message("Ratchet: production has drifted", "\n".join(lines)),
+                {"version": seen.version, "windows": [window.model_dump(mode="json") for window in seen.windows]},
+            )
+        )
+    for still in seen.standstill:
+        passed = f"{still.passed:.0f} {still.what}"
+        text = (
+            f"No promotion for {passed} that had something to train on (limit {still.limit:.0f}). "
+            f"{serves.capitalize()} serves. The reports of the last nights say what was missing."
+            if still.what == "nights"
+            else f"{serves.capitalize()} has served for {passed} (limit {still.limit:.0f}). Do new labels still arrive?"
+        )
+        found.append(
+            News(
+                "ratchet.production.stale",
+                f"stale-{seen.change}-{still.what}-{still.times}",
+                Message("Ratchet: production has not moved", text),
+                {"version": seen.version, "what": still.what, "passed": still.passed, "limit": still.limit},
+            )
+        )
+    return found
