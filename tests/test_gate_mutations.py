@@ -14,10 +14,13 @@ from types import ModuleType
 
 import pytest
 
-from tasks import gate
+from tasks import gate, statistics
 from tests.test_gate import CHECKS
 
-SOURCE = Path(gate.__file__).read_text(encoding="utf-8")
+SOURCES = {
+    name: Path(str(of.__file__)).read_text(encoding="utf-8")
+    for name, of in (("statistics", statistics), ("gate", gate))
+}  # in the order in which they import each other
 
 FAULTS: dict[str, tuple[str, str]] = {
     "difference is production minus candidate": (
@@ -28,10 +31,16 @@ FAULTS: dict[str, tuple[str, str]] = {
         "- np.asarray(production.per_query[name], np.float64)",
         "- np.asarray(candidate.per_query[name], np.float64)",
     ),
-    "only Recall@10 decides": ('DECISIVE: Final = ("recall_at_10", "mrr")', 'DECISIVE: Final = ("recall_at_10",)'),
-    "only MRR decides": ('DECISIVE: Final = ("recall_at_10", "mrr")', 'DECISIVE: Final = ("mrr",)'),
-    "a gain equal to min_gain is enough": ("not delta.value > rule.min_gain", "not delta.value >= rule.min_gain"),
-    "min_gain is ignored": ("not delta.value > rule.min_gain", "not delta.value > 0"),
+    "only Recall@10 decides": (
+        "from tasks.config import DECISIVE, Delta, Gate, metric_label",
+        "from tasks.config import Delta, Gate, metric_label\nDECISIVE = ('recall_at_10',)",
+    ),
+    "only MRR decides": (
+        "from tasks.config import DECISIVE, Delta, Gate, metric_label",
+        "from tasks.config import Delta, Gate, metric_label\nDECISIVE = ('mrr',)",
+    ),
+    "a gain equal to min_gain is enough": ("not delta.value > gate.min_gain", "not delta.value >= gate.min_gain"),
+    "min_gain is ignored": ("not delta.value > gate.min_gain", "not delta.value > 0"),
     "a lower bound of zero is enough": ("elif not delta.low > 0:", "elif not delta.low >= 0:"),
     "any gain is enough": ("elif not delta.low > 0:", "elif not delta.value > 0:"),
     "the upper bound is taken for the lower": ("elif not delta.low > 0:", "elif not delta.high > 0:"),
@@ -46,6 +55,8 @@ FAULTS: dict[str, tuple[str, str]] = {
     "a regression is only held": ('verdict="regressed"', 'verdict="held"'),
     "obstacles are found and forgotten": ("    if obstacles:\n", "    if not obstacles:\n"),
     "one obstacle is forgiven": ("    if obstacles:\n", "    if len(obstacles) > 1:\n"),
+    "a veto is forgotten": ("    if vetoes:\n", "    if False:\n"),
+    "a veto is not told": ('must not serve.", *vetoes)', 'must not serve.",)'),
     "NaN is let through": ("~((values >= 0) & (values <= 1))", "(values < 0) | (values > 1)"),
     "negative values are let through": ("~((values >= 0) & (values <= 1))", "~(values <= 1)"),
     "values above one are let through": ("~((values >= 0) & (values <= 1))", "~(values >= 0)"),
@@ -82,18 +93,18 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "repeated queries count twice": ("if len(set(candidate.queries)) != queries:", "if False:"),
     "shapes are not looked at": ("values.shape != (queries,) or", "values.size < queries or"),
-    "one test query is enough": ("not queries >= rule.min_test_queries", "not queries >= 1"),
+    "one test query is enough": ("not queries >= gate.min_test_queries", "not queries >= 1"),
     "one test query less is enough": (
-        "not queries >= rule.min_test_queries",
-        "not queries >= rule.min_test_queries - 1",
+        "not queries >= gate.min_test_queries",
+        "not queries >= gate.min_test_queries - 1",
     ),
-    "min_test_queries are not enough": ("not queries >= rule.min_test_queries", "not queries > rule.min_test_queries"),
+    "min_test_queries are not enough": ("not queries >= gate.min_test_queries", "not queries > gate.min_test_queries"),
     "candidate and production are resampled apart": (
-        "    deltas = _bootstrap(differences, rule)\n",
+        "    deltas = _bootstrap(differences, gate)\n",
         "    sides = [_bootstrap({n: np.asarray(s.per_query[n], np.float64) for n in differences},"
-        " rule.model_copy(update={'seed': rule.seed + i})) for i, s in enumerate((candidate, production))]\n"
+        " gate.model_copy(update={'seed': gate.seed + i})) for i, s in enumerate((candidate, production))]\n"
         "    deltas = {n: Delta(value=sides[0][n].value - sides[1][n].value, low=sides[0][n].low - sides[1][n].high,"
-        " high=sides[0][n].high - sides[1][n].low, confidence=rule.confidence) for n in differences}\n",
+        " high=sides[0][n].high - sides[1][n].low, confidence=gate.confidence) for n in differences}\n",
     ),
     "each query is drawn once": (
         "drawn = generator.integers(0, queries, size=(len(block), queries))",
@@ -108,21 +119,21 @@ FAULTS: dict[str, tuple[str, str]] = {
         "drawn = np.repeat(generator.integers(0, queries, size=(len(block), (queries + 1) // 2)), 2, 1)[:, :queries]",
     ),
     "the first block of resamples is the only one": (
-        "for start in range(0, rule.resamples, rows):",
+        "for start in range(0, resamples, rows):",
         "means[:] = 0\n    for start in range(0, rows, rows):",
     ),
-    "the seed is ignored": ("np.random.default_rng(rule.seed)", "np.random.default_rng(0)"),
-    "the resamples are different every time": ("np.random.default_rng(rule.seed)", "np.random.default_rng()"),
+    "the seed is ignored": ("np.random.default_rng(seed)", "np.random.default_rng(0)"),
+    "the resamples are different every time": ("np.random.default_rng(seed)", "np.random.default_rng()"),
     "the lower bound is at half the confidence": (
-        "low = np.quantile(means, 1 - rule.confidence,",
-        "low = np.quantile(means, (1 - rule.confidence) / 2,",
+        "low = np.quantile(means, 1 - gate.confidence,",
+        "low = np.quantile(means, (1 - gate.confidence) / 2,",
     ),
     "the bounds have a confidence of their own": (
-        "low = np.quantile(means, 1 - rule.confidence,",
+        "low = np.quantile(means, 1 - gate.confidence,",
         "low = np.quantile(means, 0.05,",
     ),
     "the upper bound is at another confidence": (
-        "high = np.quantile(means, rule.confidence,",
+        "high = np.quantile(means, gate.confidence,",
         "high = np.quantile(means, 0.95,",
     ),
     "the bounds change places": (
@@ -133,19 +144,19 @@ FAULTS: dict[str, tuple[str, str]] = {
         "telling = 0.5 ** np.count_nonzero(table, axis=0) <=",
         "telling = 0 * table[0] <=",
     ),
-    "one query more is asked of a handful": ("<= 1 - rule.confidence", "<= (1 - rule.confidence) / 2"),
+    "one query more is asked of a handful": ("<= 1 - gate.confidence", "<= (1 - gate.confidence) / 2"),
     "rounding errors are gains": (
         "value = np.round(table.mean(axis=0), _DECIMALS)",
         "value = table.mean(axis=0) + 1e-17",
     ),
     "slices are not judged": ("if part.judged and not", "if False and not"),
     "small slices are judged": ("judged=name == GOLDEN or size >=", "judged=name == GOLDEN or 1 >= 0 * size *"),
-    "a slice needs one query more": ("size >= rule.min_slice_queries", "size > rule.min_slice_queries"),
-    "the rise of a slice counts as a fall": ("not value >= -rule.max_slice_drop", "not value <= rule.max_slice_drop"),
-    "no slice may fall at all": ("not value >= -rule.max_slice_drop", "not value >= 0"),
+    "a slice needs one query more": ("size >= gate.min_slice_queries", "size > gate.min_slice_queries"),
+    "the rise of a slice counts as a fall": ("not value >= -gate.max_slice_drop", "not value <= gate.max_slice_drop"),
+    "no slice may fall at all": ("not value >= -gate.max_slice_drop", "not value >= 0"),
     "a slice may fall by less than the rule says": (
-        "not value >= -rule.max_slice_drop",
-        "not value > -rule.max_slice_drop",
+        "not value >= -gate.max_slice_drop",
+        "not value > -gate.max_slice_drop",
     ),
     "a slice is everything but itself": (
         "differences[m][masks[name]].mean()",
@@ -163,8 +174,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "            if not delta.value > 0\n",
     ),
     "the golden slice is judged by Recall@10 alone": (
-        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, rule)",
-        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE[:1]}, rule)",
+        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, gate)",
+        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE[:1]}, gate)",
     ),
     "the golden slice is all queries": ("differences[name][golden] for name", "differences[name] for name"),
     "other metrics may get worse": ("if name not in DECISIVE and not delta.high >= 0:", "if False:"),
@@ -185,15 +196,20 @@ FAULTS: dict[str, tuple[str, str]] = {
 
 
 @contextmanager
-def compiled(source: str) -> Iterator[ModuleType]:
-    """The source as a module of its own, which exists while the context does."""
-    module = ModuleType("tasks.gate_with_a_fault")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+def compiled(sources: dict[str, str]) -> Iterator[ModuleType]:
+    """The gate of these sources, as modules of their own which exist while the context does."""
+    made = []
     try:
-        exec(compile(source, "gate_with_a_fault.py", "exec"), module.__dict__)  # noqa: S102 - our own source
-        yield module
+        for name, source in sources.items():
+            module = ModuleType(f"tasks.{name}_with_a_fault")
+            sys.modules[module.__name__] = module  # dataclasses look their module up
+            made.append(module)
+            source = source.replace("from tasks.statistics import", "from tasks.statistics_with_a_fault import")
+            exec(compile(source, f"{name}_with_a_fault.py", "exec"), module.__dict__)  # noqa: S102 - our own source
+        yield made[-1]
     finally:
-        del sys.modules[module.__name__]
+        for module in made:
+            del sys.modules[module.__name__]
 
 
 def failure(module: ModuleType) -> str | None:
@@ -213,15 +229,16 @@ def failure(module: ModuleType) -> str | None:
 
 def test_the_gate_without_a_fault_passes() -> None:
     """Otherwise every fault would seem to be caught."""
-    with compiled(SOURCE) as module:
+    with compiled(SOURCES) as module:
         assert failure(module) is None
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # some faults let infinite values through
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_planted_fault_is_caught(fault: str) -> None:
-    """The fault fits the source in exactly one place, and at least one check fails with it."""
+    """The fault fits the sources in exactly one place, and at least one check fails with it."""
     before, after = FAULTS[fault]
-    assert SOURCE.count(before) == 1, f"{before!r} is in the gate's source {SOURCE.count(before)} times"
-    with compiled(SOURCE.replace(before, after)) as module:
+    counts = [source.count(before) for source in SOURCES.values()]
+    assert sum(counts) == 1, f"{before!r} is in the gate's sources {sum(counts)} times"
+    with compiled({name: source.replace(before, after) for name, source in SOURCES.items()}) as module:
         assert failure(module), f"no check notices that {fault}"

@@ -15,14 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from tasks.config import Watch
-
-DECISIVE: Final = ("recall_at_10", "mrr")
-"""The metrics that are watched: those that decide a promotion."""
+from tasks.config import DECISIVE, Watch
+from tasks.statistics import bootstrap_means
 
 RESAMPLES: Final = 2_000
-_BLOCK_CELLS: Final = 1 << 20
-"""Resampled queries held at a time."""
 
 
 class Window(BaseModel):
@@ -51,7 +47,7 @@ class Measured:
     below: list[str]
 
 
-def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str, float], rule: Watch) -> Measured:
+def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str, float], watch: Watch) -> Measured:
     """Compare a window's scores with those at promotion.
 
     The bound is the one-sided percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13); the scores at
@@ -60,7 +56,7 @@ def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str,
     Args:
         per_query: Metric by name, each of shape (n_queries,).
         promoted: Mean by metric at promotion.
-        rule: Tolerance, confidence, seed.
+        watch: Tolerance, confidence, seed.
 
     Raises:
         ValueError: There is no query, a decisive metric is missing on either side, or a value is not finite.
@@ -72,33 +68,27 @@ def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str,
     table = np.stack([per_query[name] for name in DECISIVE], axis=1)  # (queries, metrics)
     if not (np.isfinite(table).all() and all(np.isfinite(promoted[name]) for name in DECISIVE)):
         raise ValueError("a score is not finite")
-    queries = len(table)
-    generator = np.random.default_rng(rule.seed)
-    means = np.empty((RESAMPLES, len(DECISIVE)))
-    rows = max(1, _BLOCK_CELLS // queries)
-    for start in range(0, RESAMPLES, rows):
-        block = means[start : start + rows]  # filled in place
-        block[:] = table[generator.integers(0, queries, size=(len(block), queries))].mean(axis=1)
-    high = np.quantile(means, rule.confidence, axis=0, method="higher")
+    means = bootstrap_means(table, RESAMPLES, watch.seed)
+    high = np.quantile(means, watch.confidence, axis=0, method="higher")
     at_most = {name: float(high[place]) for place, name in enumerate(DECISIVE)}
     return Measured(
         scores={name: float(np.mean(values)) for name, values in sorted(per_query.items())},
         at_most=at_most,
-        below=[name for name in DECISIVE if at_most[name] < promoted[name] - rule.max_drop],
+        below=[name for name in DECISIVE if at_most[name] < promoted[name] - watch.max_drop],
     )
 
 
-def drift_began(windows: Sequence[Window], rule: Watch) -> int | None:
+def drift_began(windows: Sequence[Window], watch: Watch) -> int | None:
     """Place of the window with which production began to count as drifted; None when it does not now.
 
     Args:
         windows: Every window of the serving version, oldest first.
-        rule: How many of the latest `windows` must be below.
+        watch: How many of the latest `windows` must be below.
     """
     began = None
     for place in range(len(windows)):
-        latest = windows[max(0, place + 1 - rule.windows) : place + 1]
-        drifted = sum(bool(window.below) for window in latest) >= rule.windows_below
+        latest = windows[max(0, place + 1 - watch.windows) : place + 1]
+        drifted = sum(bool(window.below) for window in latest) >= watch.windows_below
         began = (place if began is None else began) if drifted else None
     return began
 
@@ -118,17 +108,17 @@ class Standstill:
         return int(self.passed // self.limit)
 
 
-def standstill(nights: int, days: float | None, rule: Watch) -> list[Standstill]:
+def standstill(nights: int, days: float | None, watch: Watch) -> list[Standstill]:
     """What says that production has not moved for too long.
 
     Args:
         nights: Nights since the last change of production that had something to train on.
         days: Days since the last change of production; None where nothing is in production.
-        rule: The limits; 0 is none.
+        watch: The limits; 0 is none.
     """
     found = []
-    if rule.max_nights and nights >= rule.max_nights:
-        found.append(Standstill("nights", nights, rule.max_nights))
-    if rule.max_days and days is not None and days >= rule.max_days:
-        found.append(Standstill("days", days, rule.max_days))
+    if watch.max_nights and nights >= watch.max_nights:
+        found.append(Standstill("nights", nights, watch.max_nights))
+    if watch.max_days and days is not None and days >= watch.max_days:
+        found.append(Standstill("days", days, watch.max_days))
     return found

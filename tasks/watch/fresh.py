@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict
 
 from tasks import runs
-from tasks.config import Limits, Watch
+from tasks.config import DECISIVE, Limits, Watch, metric_label
 from tasks.storage import Store
 from tasks.watch.drift import Standstill, Window, drift_began, measure, standstill
 
@@ -53,7 +53,7 @@ def take_in(store: Store, run_id: str, limits: Limits | None = None, on_progress
     return intake.take_in(store, writer=run_id, limits=limits, on_progress=on_progress).commit
 
 
-def look(store: Store, run_id: str, commit: int, rule: Watch, work: Path, on_progress: Progress | None = None) -> Seen:
+def look(store: Store, run_id: str, commit: int, watch: Watch, work: Path, on_progress: Progress | None = None) -> Seen:
     """Score what serves on the fresh labels up to a commit, when there are enough, and say how it stands.
 
     A window is written once, under the first commit that was not in a window yet; of two looks at once one counts.
@@ -61,7 +61,7 @@ def look(store: Store, run_id: str, commit: int, rule: Watch, work: Path, on_pro
     from tasks import registry
 
     production = registry.read_production(store)
-    stands = _standstill(store, production, rule)
+    stands = _standstill(store, production, watch)
     if production is None:
         return Seen(version=None, says="Nothing is in production: there is nothing to watch.", standstill=stands)
     seen = Seen(version=production.version, says="", standstill=stands, change=production.promotion)
@@ -72,13 +72,13 @@ def look(store: Store, run_id: str, commit: int, rule: Watch, work: Path, on_pro
         )
     windows = _windows(store, production.version)
     after = windows[-1].last if windows else trained[1]
-    window, says = _next_window(store, production, trained, after, commit, rule, work, run_id, on_progress)
+    window, says = _next_window(store, production, trained, after, commit, watch, work, run_id, on_progress)
     windows += [window] if window else []
-    began = drift_began(windows, rule)
+    began = drift_began(windows, watch)
     return seen.model_copy(
         update={
             "says": says,
-            "windows": windows[-rule.windows :],
+            "windows": windows[-watch.windows :],
             "drifted_since": None if began is None else windows[began].first,
         }
     )
@@ -90,7 +90,7 @@ def _next_window(
     trained: tuple[str, int],
     after: int,
     upto: int,
-    rule: Watch,
+    watch: Watch,
     work: Path,
     run_id: str,
     on_progress: Progress | None,
@@ -101,8 +101,8 @@ def _next_window(
     few = "{} queries with fresh labels; {} make a window, which counts neither way until then."
     # one cheap look at the log: most hours end here
     labels = intake.new_pairs(store, after, upto)
-    if labels < rule.min_queries:
-        return None, few.format(f"At most {labels:,}", f"{rule.min_queries:,}")
+    if labels < watch.min_queries:
+        return None, few.format(f"At most {labels:,}", f"{watch.min_queries:,}")
 
     from tasks import dataset, registry, scoring, splits
     from tasks.encoding import CachedEncoder, ModelEncoder, VectorCache
@@ -110,13 +110,13 @@ def _next_window(
     run, commit = trained
     rows = _unseen(intake.read_rows(store, commit), intake.read_rows(store, upto), after)
     data = dataset.build(rows, splits.load_split(store))
-    if len(data.test) < rule.min_queries:
-        return None, few.format(f"{len(data.test):,}", f"{rule.min_queries:,}")
+    if len(data.test) < watch.min_queries:
+        return None, few.format(f"{len(data.test):,}", f"{watch.min_queries:,}")
     folder = registry.pull(store, production.version, work / "models" / production.version)
     # documents that were encoded at promotion come from the cache, if it is on the same numeric path
     encoder = CachedEncoder(ModelEncoder.open(folder, _numeric_path(store, run)), VectorCache(work / "vectors", store))
     side = scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress)
-    measured = measure(side.per_query, production.scores, rule)
+    measured = measure(side.per_query, production.scores, watch)
     window = Window(
         version=production.version,
         first=after + 1,
@@ -186,10 +186,10 @@ def _windows(store: Store, version: str) -> list[Window]:
     return [Window.model_validate_json(store.get(key).body) for key in keys]
 
 
-def _standstill(store: Store, production: Production | None, rule: Watch) -> list[Standstill]:
+def _standstill(store: Store, production: Production | None, watch: Watch) -> list[Standstill]:
     since = production.at.astimezone(UTC) if production else None
     days = (datetime.now(UTC) - since).total_seconds() / 86_400 if since else None
-    return standstill(_nights(store, since) if rule.max_nights else 0, days, rule)
+    return standstill(_nights(store, since) if watch.max_nights else 0, days, watch)
 
 
 def _nights(store: Store, since: datetime | None) -> int:
@@ -206,7 +206,7 @@ def _nights(store: Store, since: datetime | None) -> int:
 def _figures(window: Window) -> str:
     """The decisive metrics of a window beside those at promotion."""
     return ", ".join(
-        f"{label} {window.scores[name]:.3f} (at promotion {window.promoted[name]:.3f}"
+        f"{metric_label(name)} {window.scores[name]:.3f} (at promotion {window.promoted[name]:.3f}"
         f"{', surely lower' if name in window.below else ''})"
-        for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR"))
+        for name in DECISIVE
     )

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.config import Gate
-from tasks.gate import DECISIVE, Scores, decide
+from tasks.config import DECISIVE, Gate
+from tasks.gate import Scores, decide
 from tests.benchmarks.report import Result, arguments, seconds, show, summarise
 
 NIGHTS, QUICK_NIGHTS = 1_000, 50
