@@ -28,11 +28,12 @@ test: $(READY) ## Run the tests that take less than half a minute each
 test-all: $(READY) ## Run every test
 	$(RUN) pytest
 
-lint: $(READY) ## Check format, rules, types and imports
+lint: $(READY) ## Check format, rules, types, imports and dependencies
 	$(RUN) ruff format --check .
 	$(RUN) ruff check .
 	$(RUN) mypy
 	.venv/bin/lint-imports
+	.venv/bin/deptry .
 
 bench: $(READY) ## Measure at full size, and compare side by side; BENCH="intake gate" measures these
 	$(RUN) tests.benchmarks $(BENCH)
