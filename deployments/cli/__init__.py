@@ -14,11 +14,11 @@ from types import FrameType
 from typing import Final
 
 import typer
-from rich.markup import escape
 
 from deployments.cli import alerts, joining, looking, nights, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 from deployments.stack import local
+from deployments.terminal.text import escape, sanitise_logs
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -58,13 +58,14 @@ def main() -> None:
     """Run the command line; errors that people can mend are one message, not a traceback."""
     for number in _ENDING:
         signal.signal(number, _interrupt)  # so that `with` blocks are left, and what they started is stopped
+    sanitise_logs()
     try:
         app()
     except KeyboardInterrupt:
         errors.print("interrupted")
         sys.exit(130)
     except _expected() as error:
-        errors.print(f"[bold red]error:[/] {escape(_words(error))}")
+        errors.print(f"[bold red]error:[/] {escape(_words(error), lines=True)}")
         sys.exit(2 if isinstance(error, UsageError) else 1)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import CliError, StateOption, console, reach_prefect
+from deployments.terminal.text import escape
 
 app: Final = typer.Typer(help="List the alerts that are set up, or send one of each as a test.")
 

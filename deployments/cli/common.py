@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 
 from deployments.stack import local
+from deployments.terminal.text import SafeConsole, escape
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -23,8 +22,8 @@ if TYPE_CHECKING:
     from deployments.server.settings import Settings
     from tasks.storage import Store
 
-console: Final = Console(highlight=False, soft_wrap=True)
-errors: Final = Console(highlight=False, soft_wrap=True, stderr=True)
+console: Final = SafeConsole(highlight=False, soft_wrap=True)
+errors: Final = SafeConsole(highlight=False, soft_wrap=True, stderr=True)
 
 StateOption = Annotated[
     Path | None,

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import StateOption, StoreOption, connect, console, state_folder, store_url
 from deployments.stack import local
+from deployments.terminal.text import escape
 from tasks.config import BUNDLED_MODEL
 
 

@@ -6,7 +6,6 @@ import os
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import (
     ConfigOption,
@@ -21,6 +20,7 @@ from deployments.cli.common import (
     parameters,
     reach_prefect,
 )
+from deployments.terminal.text import escape
 
 
 def deploy(

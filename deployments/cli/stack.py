@@ -8,7 +8,6 @@ import time
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final
 
-from rich.markup import escape
 from rich.table import Table
 
 from deployments.cli.common import (
@@ -23,6 +22,7 @@ from deployments.cli.common import (
     state_folder,
 )
 from deployments.stack import local
+from deployments.terminal.text import escape
 
 if TYPE_CHECKING:
     from tasks.storage import Store

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import CliError, SetOption, UsageError, console, hush, parameters, say
+from deployments.terminal.text import escape
 
 
 def try_pairs(

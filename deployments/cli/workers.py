@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import CliError, StateOption, UsageError, console, say, state_folder
 from deployments.stack import local
+from deployments.terminal.text import escape
 
 PoolArgument = Annotated[str, typer.Argument(help="Work pool: cpu or gpu.")]
 MarkOption = Annotated[

@@ -22,12 +22,12 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from rich.console import Console
-from rich.markup import escape
 
 from deployments.demo import data as demo
 from deployments.server.settings import Channel, Settings
 from deployments.stack import local
 from deployments.terminal import follow, show
+from deployments.terminal.text import escape
 from tasks.config import Outcome, Verdict
 from tasks.storage import Store
 
@@ -273,7 +273,7 @@ def _show_alert(console: Console, received: Queue[dict[str, str]], outcome: Outc
     if outcome.run_id not in alert["body"]:
         raise TourError(f"the alert is not about run {outcome.run_id}: {alert['subject']}")
     console.print("\n[bold]Alert[/]      the webhook of the tour was sent this:")
-    console.print(escape(f"{alert['subject']}\n{alert['body']}"), style="red")
+    console.print(escape(f"{alert['subject']}\n{alert['body']}", lines=True), style="red")
 
 
 def _say(console: Console, day: str, story: str) -> None:

@@ -13,9 +13,9 @@ from uuid import UUID
 
 import httpx
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 
+from deployments.terminal.text import escape
 from tasks.config import Outcome, Verdict
 from tasks.runs import read_outcome
 from tasks.storage import Store
@@ -117,7 +117,7 @@ def follow(console: Console, run: UUID) -> str:
                 for line in lines.new(client, runs):
                     if not _PLUMBING.match(line.message):
                         text = line.message.partition("\nTraceback (most recent call last)")[0]  # it is in the UI
-                        console.print(f"[dim]{line.timestamp.astimezone():%H:%M:%S}[/dim] {escape(text)}")
+                        console.print(f"[dim]{line.timestamp.astimezone():%H:%M:%S}[/dim] {escape(text, lines=True)}")
                 bars.update(client, runs)
                 reached = time.monotonic()
             except httpx.HTTPError as error:

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console, Group, RenderableType
-from rich.markup import escape
 from rich.table import Table
 
+from deployments.terminal.text import escape
 from tasks.config import METRIC_LABELS
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def outcome(found: Outcome) -> RenderableType:
     if found.candidate and found.candidate.scores:
         parts.append(scores(found))
     if found.seconds:
-        parts.append("Seconds    " + ", ".join(f"{name} {taken:.1f}" for name, taken in found.seconds.items()))
+        parts.append("Seconds    " + ", ".join(f"{escape(name)} {taken:.1f}" for name, taken in found.seconds.items()))
     parts.append(f"Verdict    [bold {_COLOURS[found.verdict]}]{found.verdict}[/]  (run {escape(found.run_id)})")
     parts += [f"           {escape(reason)}" for reason in found.reasons]
     return Group(*parts)
@@ -88,8 +88,8 @@ def ledger(changes: Iterable[Change]) -> Table:
     for change in sorted(changes, key=lambda change: -change.promotion):
         figures = (f"{change.scores[name]:.3f}" if name in change.scores else "" for name in ("recall_at_10", "mrr"))
         table.add_row(
-            str(change.promotion), change.version, f"{change.at:%Y-%m-%d %H:%M}", change.action, escape(change.who),
-            *figures, escape(change.reason),
+            str(change.promotion), escape(change.version), f"{change.at:%Y-%m-%d %H:%M}", escape(change.action),
+            escape(change.who), *figures, escape(change.reason),
         )  # fmt: skip
     return table
 
@@ -103,7 +103,7 @@ def runs(outcomes: Iterable[Outcome]) -> Table:
         after = found.candidate.scores if found.candidate else {}
         figures = (f"{after[name]:.3f}" if name in after else "" for name in ("recall_at_10", "mrr"))
         verdict = f"[{_COLOURS[found.verdict]}]{found.verdict}[/]"
-        table.add_row(found.run_id, verdict, str(found.commit), *figures, escape("; ".join(found.reasons)))
+        table.add_row(escape(found.run_id), verdict, str(found.commit), *figures, escape("; ".join(found.reasons)))
     return table
 
 
