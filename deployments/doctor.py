@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deployments.places import POOLS
 from tasks.config import BUNDLED_MODEL
 from tasks.storage import Store, StoreError
 
@@ -114,10 +115,10 @@ def examine_prefect() -> Finding:
         return Finding("Prefect API", False, f"{url}: {error.response.status_code}; check PREFECT_API_AUTH_STRING")
     except (httpx.HTTPError, RuntimeError) as error:
         return Finding("Prefect API", False, f"{url} does not answer: {error}")
-    missing = {"cpu", "gpu"} - pools
+    missing = set(POOLS) - pools
     if missing:
         return Finding("Prefect API", False, f"{url} has no work pool {', '.join(sorted(missing))}: `ratchet deploy`")
-    return Finding("Prefect API", True, f"{url}, work pools cpu and gpu")
+    return Finding("Prefect API", True, f"{url}, work pools {' and '.join(POOLS)}")
 
 
 def examine_model(name: str) -> Finding:

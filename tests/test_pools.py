@@ -30,7 +30,6 @@ from prefect_kubernetes.worker import KubernetesWorkerJobConfiguration
 
 from deployments.server import pools
 from deployments.server.pools import Kind
-from deployments.stack import local
 
 ROOT = Path(__file__).parent.parent
 EVERY = [(pool, kind) for pool in pools.POOLS for kind in pools.KINDS]
@@ -235,8 +234,3 @@ def test_the_image_carries_the_version_of_the_project() -> None:
     """A new version is a new image."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert pools.IMAGE.endswith(f":{version}")
-
-
-def test_pools_are_the_ones_of_the_stack() -> None:
-    """Deployments name these."""
-    assert pools.POOLS == local.POOLS

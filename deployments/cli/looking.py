@@ -25,14 +25,14 @@ def doctor(
     state: StateOption = None,
     base_model: Annotated[str, typer.Option(help="Base model to look for.")] = BUNDLED_MODEL,
 ) -> None:
-    """Look at everything that a night needs, and say in words what to mend."""
+    """Look at everything that a night needs, and say what to fix."""
     from deployments import doctor as examination
 
     stack = local.find(state_folder(state))
     named = store_url(stack, store)
     sound = True
     for finding in examination.examine(named, base_model):
-        mark = "[bold red]MEND[/]" if not finding.sound else "[yellow]note[/]" if finding.advice else "[green]ok[/]  "
+        mark = "[bold red]FIX[/] " if not finding.sound else "[yellow]note[/]" if finding.advice else "[green]ok[/]  "
         console.print(f"{mark}  {finding.name:<26} {escape(finding.text)}")
         sound = sound and finding.sound
     if not sound:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from deployments.cli.common import CliError, StateOption, UsageError, console, say, state_folder
-from deployments.stack import local
+from deployments.cli.common import CliError, StateOption, console, reach_prefect, say
 from deployments.terminal.text import escape
 
 PoolArgument = Annotated[str, typer.Argument(help="Work pool: cpu or gpu.")]
@@ -26,7 +24,7 @@ def drain(
     state: StateOption = None,
 ) -> None:
     """Pause a work pool and wait until its runs have ended, so that its worker can be stopped."""
-    _find_server(state)
+    reach_prefect(state)
     from deployments.server import drain as draining
 
     left = draining.drain(
@@ -39,20 +37,10 @@ def drain(
 
 def resume(pool: PoolArgument, mark: MarkOption = None, state: StateOption = None) -> None:
     """Let the workers of a pool take runs again."""
-    _find_server(state)
+    reach_prefect(state)
     from deployments.server import drain as draining
 
     if draining.resume(pool, mark=mark):
         console.print(f"pool {escape(pool)} takes runs again")
     else:
         console.print(f"pool {escape(pool)} is left as it is: it was not paused by `ratchet drain`")
-
-
-def _find_server(state: Path | None) -> None:
-    """Point this process at the local stack unless PREFECT_API_URL says where the server is."""
-    if os.environ.get("PREFECT_API_URL"):
-        return
-    stack = local.find(state_folder(state))
-    if stack is None:
-        raise UsageError("no Prefect server: set PREFECT_API_URL, or start the local stack with `ratchet up`")
-    stack.adopt()

@@ -1,8 +1,7 @@
 """Brings a Prefect server into line with the settings: work pools, deployments, notification blocks, automations.
 
-Doing it again changes nothing; what people changed in the UI (a paused schedule, an automation that is off, the
-job template of a pool) stays. Run as a program (`python -m deployments.server.deploy FILE`) it sets up a local stack
-between the start of its servers and the start of its workers, with the settings of its environment.
+Deploying again changes nothing. What people changed in the UI stays: a paused schedule, a disabled automation, the job
+template of a pool.
 """
 
 from __future__ import annotations
@@ -11,20 +10,16 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Final
+from typing import Any
 from uuid import UUID
 
 import yaml
 
+from deployments.places import DEPLOYMENTS, POOLS, ROOT
 from deployments.server import automations, channels, differences, pools
 from deployments.server.settings import Settings
-from deployments.stack.local import DEPLOYMENTS, ROOT
-
-_INTERRUPTED: Final = "the stack was stopped while this run was under way"
-_MISSED: Final = "this run was due while the stack was not running"
 
 
 class DeployError(Exception):
@@ -74,7 +69,7 @@ def ensure_pools(kind: pools.Kind = "process", *, dry_run: bool = False) -> list
 
     lines = []
     with get_client(sync_client=True) as client:
-        for name in pools.POOLS:
+        for name in POOLS:
             try:
                 client.read_work_pool(name)
             except ObjectNotFound:
@@ -207,54 +202,3 @@ def register(wanted: Mapping[str, Any], environment: Mapping[str, str]) -> None:
         )
     if done.returncode != 0:
         raise DeployError(f"prefect deploy failed:\n{(done.stdout + done.stderr)[-3000:]}")
-
-
-# --- the local stack -------------------------------------------------------------------------------------
-
-
-def settle() -> int:
-    """Conclude the runs that a former stack left behind; returns how many. Only while no worker runs.
-
-    Their processes are gone: a run that counts as running would never end, and would hold the only place of its
-    deployment for ever. Runs that were due meanwhile are not caught up on, the next night takes in all that is new.
-    """
-    from prefect.client.orchestration import get_client
-    from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
-    from prefect.client.schemas.filters import FlowRunFilter
-    from prefect.client.schemas.objects import State
-    from prefect.states import Cancelled, Crashed
-
-    in_progress = FlowRunFilter.model_validate({"state": {"type": {"any_": ["RUNNING", "PENDING", "CANCELLING"]}}})
-    overdue = FlowRunFilter.model_validate(
-        {"state": {"type": {"any_": ["SCHEDULED"]}}, "next_scheduled_start_time": {"before_": datetime.now(UTC)}}
-    )
-    conclusions: list[tuple[FlowRunFilter, State[None]]] = [
-        (in_progress, Crashed(message=_INTERRUPTED)),
-        (overdue, Cancelled(message=_MISSED)),
-    ]
-    settled = 0
-    with get_client(sync_client=True) as client:
-        for chosen, state in conclusions:
-            while runs := client.read_flow_runs(flow_run_filter=chosen, limit=200):
-                for run in runs:
-                    client.set_flow_run_state(run.id, state, force=True)
-                settled += len(runs)
-        for limit in client.read_global_concurrency_limits(limit=200, offset=0):
-            if limit.active_slots:
-                client.update_global_concurrency_limit(limit.name, GlobalConcurrencyLimitUpdate(active_slots=0))
-    return settled
-
-
-def set_up_local_stack(file: Path) -> None:
-    """What a stack needs between the start of its servers and the start of its workers."""
-    from tasks.storage import Store
-
-    Store.open(os.environ["RATCHET_STORE"]).create_bucket()
-    settle()
-    ensure_pools()
-    register(read(file, Settings()), os.environ)
-    automations.apply(Settings(), {})  # no channel, so no alerts; but a run whose process is gone must not stay
-
-
-if __name__ == "__main__":
-    set_up_local_stack(Path(sys.argv[1]))

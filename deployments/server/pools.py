@@ -16,11 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from deployments.places import POOLS
+
 Kind = Literal["process", "docker", "kubernetes"]
 Template = dict[str, Any]
 
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
-POOLS: Final = ("cpu", "gpu")
 FOLDER: Final = Path(__file__).parents[1] / "pools"
 
 IMAGE: Final = "ratchet:0.1.0"

@@ -9,7 +9,6 @@ next start first ends whatever a former one may still have left, so there is not
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import secrets
@@ -25,14 +24,11 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 import psutil
+from filelock import FileLock, Timeout
 
+from deployments.places import DEPLOYMENTS, POOLS, ROOT
 from deployments.stack import guard, seaweedfs
 
-ROOT: Final = Path(__file__).resolve().parents[2]
-"""The folder that holds the packages: a checkout, or site-packages."""
-
-DEPLOYMENTS: Final = ROOT / "deployments" / "prefect.yaml"
-POOLS: Final = ("cpu", "gpu")
 BUCKET: Final = "ratchet"
 
 _SERVER_SECONDS: Final = 180.0
@@ -266,7 +262,7 @@ class _Owned:
 
     def _set_up(self, environment: Mapping[str, str]) -> None:
         """Bucket, pools, deployments, runs that a former stack left unfinished: in a process with these settings."""
-        setup = self._spawn("setup", ["deployments.server.deploy", str(self._deployments)], environment)
+        setup = self._spawn("setup", ["deployments.stack.set_up", str(self._deployments)], environment)
         try:
             code = setup.wait(_SETUP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -397,17 +393,13 @@ def _carries(pid: int, mark: str) -> bool:
 
 @contextlib.contextmanager
 def _locked(state: Path) -> Iterator[None]:
-    """Hold the folder's lock; the operating system lets go of it when this process ends, however it ends."""
-    with (state / "lock").open("a") as file:
-        deadline = time.monotonic() + _LOCK_SECONDS
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:  # somebody else's look whether it is held takes a moment, an owner stays
-                if time.monotonic() > deadline:
-                    raise AlreadyRunningError(_already_running(state)) from None
-                time.sleep(0.05)
+    """Hold the folder's lock; the operating system releases it when this process ends, however it ends."""
+    lock = FileLock(state / "lock", timeout=_LOCK_SECONDS)  # `_is_locked` holds it for a moment
+    try:
+        held = lock.acquire()
+    except Timeout:
+        raise AlreadyRunningError(_already_running(state)) from None
+    with held:
         yield
 
 
@@ -422,11 +414,12 @@ def _already_running(state: Path) -> str:
 
 
 def _is_locked(state: Path) -> bool:
+    lock = state / "lock"
     try:
-        with (state / "lock").open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        lock.stat()  # a look makes no file
+        with FileLock(lock, timeout=0):
+            return False
     except FileNotFoundError:
         return False
-    except BlockingIOError:
+    except Timeout:
         return True
-    return False

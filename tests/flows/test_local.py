@@ -20,7 +20,7 @@ PROBE = Path(__file__).with_name("probe.yaml")
 _OWNER = """
 import sys, time
 from pathlib import Path
-from deployments import local
+from deployments.stack import local
 with local.running(Path(sys.argv[1]), deployments=Path(sys.argv[2])):
     time.sleep(600)
 """
