@@ -111,6 +111,26 @@ def test_parameters_that_are_set_exist(page: Path) -> None:
     parameters([found for found in settings if "VALUE" not in found])
 
 
+def test_the_readme_is_short() -> None:
+    """At most 900 words, tables and commands included."""
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_the_map_for_contributors_is_right() -> None:
+    """Every file of "Where to change what" exists and defines the names beside it."""
+    rows = _table(ROOT / "CONTRIBUTING.md", "to change")
+    assert len(rows) >= 5
+    for row in rows:
+        files, names = (re.findall(r"`([^`]+)`", cell) for cell in row[1:])
+        defined = {
+            node.name
+            for file in files
+            for node in ast.walk(ast.parse((ROOT / file).read_text()))
+            if isinstance(node, ast.FunctionDef | ast.ClassDef)
+        }
+        assert set(names) <= defined, row
+
+
 def test_the_index_names_every_page() -> None:
     """docs/README.md leads everywhere."""
     text = (docs.DOCS / "README.md").read_text()
