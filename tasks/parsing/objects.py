@@ -17,7 +17,10 @@ from tasks.parsing.csv_records import parse_csv
 from tasks.parsing.json_lines import parse_json_lines
 from tasks.parsing.parquet import parse_parquet
 from tasks.parsing.rows import PARSED, Chunk, Rejected
+from tasks.parsing.understood import Refusal, Understood
 from tasks.parsing.unpacking import RefusedError
+
+_NO_ROWS: Final = pa.RecordBatch.from_pylist([], PARSED)
 
 
 def parse(key: str, body: bytes, limits: Limits | None = None) -> Iterator[Chunk]:
@@ -34,15 +37,18 @@ def parse(key: str, body: bytes, limits: Limits | None = None) -> Iterator[Chunk
     if refused is not None:
         yield refused
         return
-    found = 0
+    accepted = rejected = 0
     try:
         for chunk in _PARSERS[_ending(key)](key, body, caps):
-            found += len(chunk.rejected) + chunk.rows.num_rows
+            accepted += chunk.rows.num_rows
+            rejected += len(chunk.rejected)
             yield chunk
     except RefusedError as error:
         yield _refusal(key, str(error))
     else:
-        if not found:
+        if accepted + rejected:
+            yield Chunk(_NO_ROWS, [], Understood(key, _ending(key), {}, accepted=accepted, rejected=rejected))
+        else:
             yield _refusal(key, "empty")
 
 
@@ -58,7 +64,9 @@ def refuse_unread(key: str, size: int, limits: Limits) -> Chunk | None:
 
 
 def _refusal(key: str, reason: str) -> Chunk:
-    return Chunk(pa.RecordBatch.from_pylist([], PARSED), [Rejected(key, 0, reason, "")])
+    refusal = Refusal(reason, "", 1)
+    understood = Understood(key, _ending(key), {}, rejected=refusal.rows, refusal=refusal)
+    return Chunk(_NO_ROWS, [Rejected(key, 0, reason, "")], understood)
 
 
 def _ending(key: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from tasks.config import Limits
+from tasks.parsing.understood import Understood
 from tasks.parsing.unpacking import RefusedError
 
 KINDS: Final = {"pairs": "pair", "golden": "golden", "corpus": "corpus"}
@@ -61,6 +62,8 @@ class Chunk(NamedTuple):
 
     rows: pa.RecordBatch
     rejected: list[Rejected]
+    understood: Understood | None = None
+    """What was made of the whole object; the last chunk of an object has it, and no other."""
 
 
 def kind_of(key: str) -> str:
