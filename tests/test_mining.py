@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.training.examples import Examples
-from tasks.training.mining import MARGIN, mine
+from tasks.training.mining import MARGIN, add, find
 from tests.test_batches import table
 
 
@@ -17,6 +18,11 @@ def unit(degrees: list[float]) -> Any:
     """Vectors of length 1 at the given angles."""
     angles = np.radians(np.array(degrees))
     return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def mine(rows: pa.Table, examples: Examples, queries: Any, documents: Any, count: int) -> tuple[pa.Table, int]:
+    """Find and add, as one process does."""
+    return add(rows, examples, find(rows, examples, queries, documents, count))
 
 
 def test_by_hand() -> None:

@@ -3,7 +3,7 @@
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.fine_tune import train
 from tasks.training.plan import BASE, Plan
-from tasks.training.processes import Rendezvous
+from tasks.training.rendezvous import Rendezvous
 from tasks.training.result import Estimate, Trained, TrainingError
 from tasks.training.start import FROM_BASE, Start
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -43,11 +43,12 @@ class Checkpoints:
 
     def __init__(self, store: Store, prefix: str) -> None:
         self._store = store
-        self._prefix = prefix
+        self.prefix = prefix
 
-    def __reduce__(self) -> tuple[Callable[[str, str], Checkpoints], tuple[str, str]]:
-        """Cross to another process by name: connections stay here."""
-        return _reopened, (self._store.url, self._prefix)
+    @property
+    def url(self) -> str:
+        """The store's address, by which another process opens it."""
+        return self._store.url
 
     def save(self, step: int, checkpoint: Checkpoint) -> None:
         """Store the state after `step` steps, and drop all but the newest two.
@@ -58,7 +59,7 @@ class Checkpoints:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 save_file(dict(checkpoint.tensors), path, {"state": json.dumps(checkpoint.state)})
-                self._store.upload_if_absent(f"{self._prefix}{step:012d}-{_hash(path)}.safetensors", path)
+                self._store.upload_if_absent(f"{self.prefix}{step:012d}-{_hash(path)}.safetensors", path)
         except (OSError, SafetensorError) as error:
             raise StoreError(f"cannot put a checkpoint together in {gettempdir()}: {error}") from error
         self._store.delete(self._keys()[:-_KEPT])
@@ -79,11 +80,7 @@ class Checkpoints:
 
     def _keys(self) -> list[str]:
         """Keys from the oldest step to the newest."""
-        return sorted(entry.key for entry in self._store.entries(self._prefix))
-
-
-def _reopened(url: str, prefix: str) -> Checkpoints:
-    return Checkpoints(Store.open(url), prefix)
+        return sorted(entry.key for entry in self._store.entries(self.prefix))
 
 
 def _hash(path: Path) -> str:

@@ -12,18 +12,25 @@ import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import torch
+from pydantic import TypeAdapter
 
 from tasks.config import Training
-from tasks.encoding import encode
-from tasks.training import mining, model_card
+from tasks.encoding import Role, encode
+from tasks.training import hardware, mining, model_card
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.examples import Examples
+from tasks.training.job import Job
+from tasks.training.launch import ProcessesFailedError, launch
 from tasks.training.loop import Loop
+from tasks.training.mining import Vectors
 from tasks.training.plan import BASE
-from tasks.training.processes import ALONE, Group, Rendezvous, launch
+from tasks.training.processes import ALONE, Group
+from tasks.training.rendezvous import Rendezvous, RendezvousError
 from tasks.training.result import Estimate, Trained, TrainingError
 from tasks.training.start import FROM_BASE, Start, dimensions, open_start
 
@@ -74,8 +81,8 @@ def train(
         TrainingError: before anything is computed, for an unusable base model, settings that contradict each other
             or the model, and rows that cannot be trained on; later, when the loss is no number.
     """
-    began = time.perf_counter()
-    examples = _examples(train, training)
+    began = time.time()
+    _examples(train, training)
     if folder.exists() and any(folder.iterdir()):
         raise TrainingError(f"{folder} is not empty")
 
@@ -89,62 +96,57 @@ def train(
         raise TrainingError(
             f"nodes is {training.nodes}, but RATCHET_RENDEZVOUS (host:port), where they meet, is not set"
         )
-    mined = 0
-    if training.hard_negatives:
-        train, mined = _mined(train, examples, training, start)
-        examples = Examples(train, triplets=training.loss == "triplet")
-    arguments = (examples, mined, dev, documents, training, start, folder, commit, checkpoints, began)
+    gpus = hardware.gpus()
+    if gpus and training.processes > gpus:
+        raise TrainingError(
+            f"processes is {training.processes}, but this machine has {gpus} GPU(s), one for each process at most: "
+            "lower training.processes"
+        )
+    job = Job(train, dev, documents, training, start, folder, commit, checkpoints, began)
     if training.processes == training.nodes == 1:
-        return _run(ALONE, report, *arguments)
-    dimensions(open_start(training, start), training)  # what is wrong with these is said here, not in each process
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.elastic.rendezvous import RendezvousError
+        return run(ALONE, report, job)
+    dimensions(open_start(training, start, "cpu"), training)  # what is wrong with these is said once, here
+    return _launched(job, report, rendezvous)
 
+
+def _launched(job: Job, report: Callable[..., None], rendezvous: Rendezvous | None) -> Trained:
+    """Train in processes of their own."""
     try:
-        outcome = launch(training.processes, _outcome, *arguments, on_line=report, rendezvous=rendezvous)
-    except ChildFailedError as error:
-        raise TrainingError(f"the {training.processes} processes failed: {error}") from error
+        with TemporaryDirectory(prefix="ratchet-train-") as name:
+            job.write(Path(name))
+            result = launch(Path(name), job.training.processes, on_line=report, rendezvous=rendezvous)
+    except ProcessesFailedError as error:
+        raise TrainingError(str(error)) from error
     except RendezvousError as error:
         where = rendezvous.endpoint if rendezvous else "this machine"
-        raise TrainingError(f"the {training.nodes} nodes did not meet at {where}: {error!r}") from error
-    if isinstance(outcome, TrainingError):
-        raise outcome
-    return outcome
+        raise TrainingError(f"the {job.training.nodes} nodes did not meet at {where}: {error}") from error
+    if "error" in result:
+        raise TrainingError(result["error"])
+    return TypeAdapter(Trained).validate_python(result["trained"])
 
 
-def _outcome(group: Group, report: Callable[..., None], *arguments: Any) -> Trained | TrainingError:
-    """`_run`, with an error that all processes share as its result: starting them again would not help."""
-    try:
-        return _run(group, report, *arguments)
-    except TrainingError as error:
-        return error
+def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
+    """Train in this process, one of a group or alone; the leader saves.
 
-
-def _run(
-    group: Group,
-    report: Callable[..., None],
-    examples: Examples,
-    mined: int,
-    dev: EvaluationSet | None,
-    documents: Sequence[str],
-    training: Training,
-    start: Start,
-    folder: Path,
-    commit: int | None,
-    checkpoints: Checkpoints | None,
-    began: float,
-) -> Trained:
-    """Train in this process, one of a group or alone; the leader saves."""
-    model = open_start(training, start)
-    loop = Loop(model, start, examples, training, began, group)
-    if checkpoints is not None:
-        loop.resume(checkpoints)
+    `report` is called in every process, with "estimate" and the seconds and dollars expected, then with "step" and the
+    arguments of `Progress`.
+    """
+    began = time.perf_counter() - (time.time() - job.began)
+    training = job.training
+    model = open_start(training, job.start)
+    examples, mined = _examples(job.rows, training), 0
+    if training.hard_negatives:
+        rows, mined = _mined(job.rows, examples, training, model, group)
+        examples = Examples(rows, triplets=training.loss == "triplet")
+    loop = Loop(model, job.start, examples, training, began, group)
+    if job.checkpoints is not None:
+        loop.resume(job.checkpoints)
     loop.estimate(report)
-    loop.fit(dev, documents, report, checkpoints)
+    loop.fit(job.dev, job.documents, report, job.checkpoints)
     trained = loop.outcome(mined)
     if group.leads:
         base = FROM_BASE.path(training)
-        _save(model, base, folder, model_card.text(base, training, trained, commit))
+        _save(model, base, job.folder, model_card.text(base, training, trained, job.commit))
     return trained
 
 
@@ -163,11 +165,27 @@ def _examples(train: pa.Table, training: Training) -> Examples:
     return examples
 
 
-def _mined(train: pa.Table, examples: Examples, training: Training, start: Start) -> tuple[pa.Table, int]:
-    """Add hard negatives, found with the model that training starts from."""
-    model = open_start(training, start)
-    queries, documents = encode(model, examples.queries, "query"), encode(model, examples.documents, "document")
-    return mining.mine(train, examples, queries, documents, training.hard_negatives)
+def _mined(
+    train: pa.Table, examples: Examples, training: Training, model: SentenceTransformer, group: Group
+) -> tuple[pa.Table, int]:
+    """Add hard negatives, found with the model that training starts from.
+
+    Each process encodes its share. The leader alone ranks: on another processor a near-tie may end differently, and
+    then the processes would train different batches.
+    """
+    queries = _vectors(model, examples.queries, "query", group)
+    documents = _vectors(model, examples.documents, "document", group)
+    count = training.hard_negatives
+    found = torch.full((train.num_rows, count), -1, dtype=torch.int64)
+    if group.leads:
+        found = torch.from_numpy(mining.find(train, examples, queries, documents, count))
+    return mining.add(train, examples, group.share(found).numpy())
+
+
+def _vectors(model: SentenceTransformer, texts: Sequence[str], role: Role, group: Group) -> Vectors:
+    """Vectors of all texts, of which each process encodes its share."""
+    own = torch.from_numpy(encode(model, texts[group.rank :: group.size], role))
+    return group.gather(own.to(model.device), len(texts)).cpu().numpy()
 
 
 def _save(model: SentenceTransformer, base: Path, folder: Path, card: str) -> None:

@@ -20,6 +20,11 @@ def device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
 
+def gpus() -> int:
+    """CUDA devices of this machine."""
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
 def prepare(where: torch.device) -> None:
     """Let CUDA's matrix products that stay in fp32 use TF32 tensor cores (10 bits of mantissa; bf16 has 7)."""
     if where.type == "cuda":

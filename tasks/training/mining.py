@@ -24,8 +24,8 @@ _BLOCK: Final = 1 << 24
 Vectors = npt.NDArray[np.float32]
 
 
-def mine(rows: pa.Table, examples: Examples, queries: Vectors, documents: Vectors, count: int) -> tuple[pa.Table, int]:
-    """Add up to `count` mined negatives to each row without a score.
+def find(rows: pa.Table, examples: Examples, queries: Vectors, documents: Vectors, count: int) -> Ints:
+    """Up to `count` hard negatives of each row without a score, as numbers into `examples.documents`.
 
     Args:
         rows: the training rows.
@@ -35,13 +35,11 @@ def mine(rows: pa.Table, examples: Examples, queries: Vectors, documents: Vector
         count: negatives per row.
 
     Returns:
-        The rows with longer lists of negatives (the hardest first, after those that were given), and how many were
-        added.
+        Shape (rows, count): the hardest first, then -1 where there are no more.
     """
-    negatives: list[list[str]] = [list(given or ()) for given in rows.column("negatives").to_pylist()]
+    found: Ints = np.full((rows.num_rows, count), -1, np.int64)
     wanted = np.array([score is None for score in rows.column("score").to_pylist()], np.bool_).nonzero()[0]
     asked, answers = examples.query_numbers[wanted], examples.document_numbers[wanted]
-    added = 0
     size = max(1, _BLOCK // len(documents))
     for start in range(0, len(wanted), size):
         block = slice(start, start + size)
@@ -49,10 +47,19 @@ def mine(rows: pa.Table, examples: Examples, queries: Vectors, documents: Vector
         limits = MARGIN * np.take_along_axis(cosines, answers[block][:, None], axis=1)  # (rows of the block, 1)
         cosines[cosines >= limits] = -np.inf
         for row, line in zip(wanted[block].tolist(), cosines, strict=True):
-            found = _hardest(line, examples.answers(row), examples.document_keys, count)
-            negatives[row] += [examples.documents[number] for number in found]
-            added += len(found)
+            hardest = _hardest(line, examples.answers(row), examples.document_keys, count)
+            found[row, : len(hardest)] = hardest
+    return found
+
+
+def add(rows: pa.Table, examples: Examples, found: Ints) -> tuple[pa.Table, int]:
+    """Add what `find` found to each row's negatives, after those that were given; also how many were added."""
+    negatives = [
+        [*(given or ()), *(examples.documents[number] for number in numbers if number >= 0)]
+        for given, numbers in zip(rows.column("negatives").to_pylist(), found.tolist(), strict=True)
+    ]
     place = rows.column_names.index("negatives")
+    added = int((found >= 0).sum())
     return rows.set_column(place, "negatives", pa.array(negatives, pa.list_(pa.string()))), added
 
 

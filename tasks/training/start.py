@@ -46,12 +46,12 @@ class Start:
 FROM_BASE: Final = Start()
 
 
-def open_start(training: Training, start: Start = FROM_BASE) -> SentenceTransformer:
-    """Load the model in fp32, dropout off, the parameters that are not to be trained frozen.
+def open_start(training: Training, start: Start = FROM_BASE, device: str | None = None) -> SentenceTransformer:
+    """Load the model in fp32, dropout off, the parameters that are not to be trained frozen; on the best device.
 
     Raises TrainingError when it cannot be loaded, is not of the base model's architecture, or has no upper half.
     """
-    where = hardware.device()
+    where = hardware.device() if device is None else torch.device(device)
     model = _load(start.path(training), str(where), start.described(training))
     _set_attention(model, hardware.attention(where))
     if start.folder is not None:
