@@ -74,7 +74,7 @@ def test_another_runs_checkpoint_is_not_taken(store: Store) -> None:
 WORKER = """
 import json, sys
 from pathlib import Path
-from tasks.checkpoints import Checkpoints
+from tasks.training import Checkpoints
 from tasks.storage import Store, StoreError
 from tests.test_checkpoints import PREFIX, fine_tune
 url, base, folder = sys.argv[1:]
@@ -167,3 +167,38 @@ def test_other_settings_begin_at_the_beginning(store: Store, tmp_path: Path) -> 
         trained = train(ROWS, None, [], training, tmp_path / str(place), checkpoints=checkpoints)
         assert trained.resumed == 0
     assert train(ROWS, None, [], training, tmp_path / "again", checkpoints=checkpoints).resumed == trained.steps
+
+
+class Failing(Checkpoints):
+    """Checkpoints of which some cannot be stored."""
+
+    def __init__(self, store: Store, failing: set[int]) -> None:
+        super().__init__(store, PREFIX)
+        self.failing = failing
+
+    def save(self, step: int, checkpoint: Checkpoint) -> None:
+        """Refuse the steps that are to fail."""
+        if step in self.failing:
+            raise StoreError("the credentials have expired")
+        super().save(step, checkpoint)
+
+
+def test_checkpoints_that_keep_failing_end_the_run(store: Store, tmp_path: Path) -> None:
+    """Three in a row do, as an error of the store, which the step tries again; two, and two more later, do not."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    training = settings(base, epochs=1, checkpoint_minutes=1e-9)
+    seen: list[int] = []
+
+    def run(failing: set[int]) -> Trained:
+        seen.clear()
+        checkpoints = Failing(store, failing)
+        folder = tmp_path / str(len(failing))
+        return train(
+            ROWS, None, [], training, folder, checkpoints=checkpoints, on_progress=lambda step, *_: seen.append(step)
+        )
+
+    with pytest.raises(StoreError, match="3 checkpoints in a row could not be stored: the credentials have expired"):
+        run({4, 5, 6, 7, 8})
+    assert seen[-1] == 6
+    trained = run({4, 5, 8, 9})
+    assert (trained.resumed, trained.steps) == (3, 9)

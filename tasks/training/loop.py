@@ -8,6 +8,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cached_property
 from itertools import islice
@@ -41,6 +42,9 @@ DEV_EVALUATIONS: Final = 4
 
 PATIENCE: Final = 3
 """Dev evaluations in a row without a better MRR after which training stops."""
+
+MISSED_CHECKPOINTS: Final = 3
+"""Checkpoints in a row that the store did not take, after which training stops."""
 
 _DEV_SHARE: Final = 0.3
 """Texts encoded for dev / texts trained on. A training text costs three times as much (forward and twice that
@@ -88,6 +92,7 @@ class Loop:
         self.cached = False
         self.planned = training.epochs * examples.steps(training.batch_size)
         self.expected = Estimate(0.0, 0.0)
+        self._missed = 0  # checkpoints in a row
         self._between_steps = True  # otherwise some weights have taken a step that others have not
 
         torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
@@ -147,7 +152,8 @@ class Loop:
                 raise
             except BaseException:  # asked to end (SIGTERM under Prefect, Ctrl-C): what was done is not lost
                 if checkpoints is not None and self.group.leads and self.losses and self._between_steps:
-                    self._keep(checkpoints, step - 1)
+                    with suppress(StoreError):
+                        self._keep(checkpoints, step - 1)
                 raise
             report("step", step, self.planned, self.losses[-1])
             if scored and (step in when or self._late()):
@@ -163,11 +169,19 @@ class Loop:
         self.model.max_seq_length = self._serving_length
 
     def _keep(self, checkpoints: Checkpoints, step: int) -> None:
-        """Save a checkpoint; a missed one costs nothing, while the training itself may be hours."""
+        """Save a checkpoint; one that is missed costs nothing, several in a row end the run (StoreError).
+
+        A store that takes no checkpoint for that long will not take the model either.
+        """
         try:
             checkpoints.save(step, self.checkpoint())
         except StoreError as error:
+            self._missed += 1
             _LOG.warning("no checkpoint after step %d: %s", step, error)
+            if self._missed >= MISSED_CHECKPOINTS:
+                raise StoreError(f"{self._missed} checkpoints in a row could not be stored: {error}") from error
+        else:
+            self._missed = 0
 
     def _score(self, dev: Dev, step: int) -> Score:
         try:
