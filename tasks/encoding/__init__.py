@@ -5,18 +5,22 @@ from tasks.encoding.encoder import (
     BF16,
     FP32,
     PLAIN,
+    ROLES,
     Encoder,
     ModelEncoder,
     NumericPath,
+    Padding,
     Progress,
     Role,
     VectorError,
     by_budget,
     encode,
+    padding,
     prompt_for,
 )
+from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import fingerprint, weights_hash
-from tasks.encoding.model import ModelError, check_folder, load, resolve_model
+from tasks.encoding.model import load, resolve_model, transformers_of
 from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
 
 __all__ = [
@@ -24,12 +28,14 @@ __all__ = [
     "FP32",
     "PARITY",
     "PLAIN",
+    "ROLES",
     "CachedEncoder",
     "Encoder",
     "Measurement",
     "ModelEncoder",
     "ModelError",
     "NumericPath",
+    "Padding",
     "Progress",
     "Role",
     "VectorCache",
@@ -42,8 +48,10 @@ __all__ = [
     "fingerprint",
     "load",
     "measure_paths",
+    "padding",
     "prompt_for",
     "resolve_model",
     "text_hash",
+    "transformers_of",
     "weights_hash",
 ]

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import numpy as np
 
+from tasks.encoding.folder import ModelError
 from tasks.encoding.identity import fingerprint
-from tasks.encoding.model import ModelError, load
+from tasks.encoding.model import load
 from tasks.threads import one_thread_each
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 Role = Literal["query", "document"]
+ROLES: Final[tuple[Role, ...]] = ("query", "document")
 Progress = Callable[[int, int], None]
 
 _SLAB: Final = 16_384
@@ -145,8 +147,8 @@ def encode(
 ) -> np.ndarray:
     """Encode texts as the model will be served; returns float32 unit vectors of shape (n_texts, dimension).
 
-    A model that is not a plain text encoder (images, several towers, static embeddings) goes through the library's
-    own `encode` on any path. `on_progress(done, total)` is called after each batch.
+    A model whose inputs are not one row of tokens per text (static embeddings) goes through the library's own `encode`
+    on any path. `on_progress(done, total)` is called after each batch.
 
     Raises VectorError naming `name` and the index of the first text whose vector is not finite or is zero.
     """
@@ -199,7 +201,7 @@ def _encode_slab(
 
     def forward(rows: np.ndarray) -> np.ndarray:
         with _settings(model, path):  # each thread's own
-            return _forward(model, tokens.padded(rows))
+            return _forward(model, tokens.padded(rows), role)
 
     if model.device.type != "cpu":
         for rows in by_budget(lengths, _ACCELERATED * path.token_budget):
@@ -234,11 +236,37 @@ def by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Padding:
+    """How a model pads texts of different length: on which side, and with what, by input."""
+
+    side: Literal["left", "right"]
+    values: dict[str, int]
+
+
+def padding(model: SentenceTransformer, role: Role, prompt: str = "") -> Padding | None:
+    """See how the model itself pads, for a role; None where its inputs are not one row of tokens per text."""
+    import torch
+
+    short, long = "a", " ".join("a" * 16)
+    batch = model.preprocess([short, long], prompt=prompt or None, task=role)
+    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
+    if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.shape != mask.shape:
+        return None
+    unused = (mask[0] == 0).nonzero().flatten().tolist()
+    if ids.ndim != 2 or not unused:  # always of the same length: nothing to take away
+        return None
+    rows = {
+        name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.shape == ids.shape
+    }
+    return Padding("left" if unused[0] == 0 else "right", {name: int(row[0, unused[0]]) for name, row in rows.items()})
+
+
+@dataclass(frozen=True)
 class _Tokens:
     """Texts as the model's inputs, one tensor of shape (length,) per text and input, and what to pad each with."""
 
     columns: dict[str, list[torch.Tensor]]
-    padding: dict[str, int]
+    padding: Padding
     shared: dict[str, Any]
 
     def padded(self, rows: np.ndarray) -> dict[str, Any]:
@@ -246,58 +274,56 @@ class _Tokens:
         from torch.nn.utils.rnn import pad_sequence
 
         batch = {
-            name: pad_sequence([values[row] for row in rows], batch_first=True, padding_value=self.padding[name])
+            name: pad_sequence([values[row] for row in rows], True, self.padding.values[name], self.padding.side)
             for name, values in self.columns.items()
         }
         return batch | self.shared
 
 
 def _tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role, prompt: str) -> _Tokens | None:
-    """Tokenise each text once, without padding; None where the model is not a plain text encoder.
+    """Tokenise each text once, without padding; None where the model's inputs are not one row of tokens per text.
 
     The model's own `preprocess` does the work, so prompts, truncation and special tokens are the served ones.
     """
-    pad = getattr(model.tokenizer, "pad_token_id", None)
-    if not isinstance(pad, int):
+    pads = padding(model, role, prompt)
+    if pads is None:
         return None
-    tokens = _Tokens({}, {"input_ids": pad, "attention_mask": 0, "token_type_ids": 0}, {})
+    tokens = _Tokens({}, pads, {})
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), _TOKENISED_TOGETHER):
         rows = order[start : start + _TOKENISED_TOGETHER]
         batch = model.preprocess([texts[row] for row in rows], prompt=prompt or None, task=role)
-        if not _is_plain_text(batch):
+        if not _is_plain_text(batch, pads):
             return None
         lengths = batch["attention_mask"].sum(dim=1).tolist()
         for name, values in batch.items():
-            if name not in tokens.padding:
+            if name not in pads.values:
                 tokens.shared[name] = values
                 continue
             column = tokens.columns.setdefault(name, [values] * len(texts))
             for row, line, length in zip(rows, values, lengths, strict=True):
-                column[row] = line[:length]
+                column[row] = line[:length] if pads.side == "right" else line[len(line) - length :]
     return tokens
 
 
-def _is_plain_text(batch: dict[str, Any]) -> bool:
-    """Whether a preprocessed batch can be cut and padded anew: token ids and masks only, padded on the right."""
+def _is_plain_text(batch: dict[str, Any], pads: Padding) -> bool:
+    """Whether a preprocessed batch can be cut and padded anew: rows of tokens, all padded on the side that is known."""
     import torch
 
     mask = batch.get("attention_mask")
-    return (
-        {"input_ids", "attention_mask"} <= set(batch)
-        and set(batch) <= {"input_ids", "attention_mask", "token_type_ids", "modality", "prompt_length"}
-        and batch.get("modality", "text") == "text"
-        and isinstance(mask, torch.Tensor)
-        and bool((mask[:, 1:] <= mask[:, :-1]).all())
-    )
+    tensors = {name for name, value in batch.items() if isinstance(value, torch.Tensor)}
+    if tensors != set(pads.values) or not isinstance(mask, torch.Tensor):
+        return False
+    earlier, later = (mask[:, 1:], mask[:, :-1]) if pads.side == "right" else (mask[:, :-1], mask[:, 1:])
+    return bool((earlier <= later).all())
 
 
-def _forward(model: SentenceTransformer, inputs: dict[str, Any]) -> np.ndarray:
+def _forward(model: SentenceTransformer, inputs: dict[str, Any], role: Role) -> np.ndarray:
     """One batch through the model, cut to its `truncate_dim`; float32 of shape (batch, dimension)."""
     import torch
 
     on_device = {
         name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
     }
-    vectors: torch.Tensor = model(on_device)["sentence_embedding"]
+    vectors: torch.Tensor = model(on_device, task=role)["sentence_embedding"]
     return vectors[:, : model.truncate_dim].float().cpu().numpy()

@@ -8,10 +8,13 @@ import mmap
 from pathlib import Path
 from typing import Any, Final
 
-from tasks.encoding.model import ModelError, read_json
+from tasks.config import MODEL_FILES
+from tasks.encoding.folder import ModelError, read_files, read_json
 
 _NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.json", "training_args.json"}
 """JSON that may lie in a model's folder and changes no vector."""
+
+_SETTINGS: Final = MODEL_FILES - {".safetensors", ".md"}
 
 _DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transformers_version"}
 """Keys of a model's JSON that say who saved it and from where, and change no vector."""
@@ -20,13 +23,13 @@ _DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transfor
 def fingerprint(folder: Path) -> str:
     """SHA-256 (hex) of everything in a model's folder that changes a vector.
 
-    Weights (by tensor), and every JSON and text file: architecture, tokenizer, pooling, modules, prompts,
+    Weights (by tensor), and every other file that loading reads: architecture, tokenizer, pooling, modules, prompts,
     lengths. Not the model card, the path, or the versions of who saved it, so the same model under two paths has
     one fingerprint.
     """
     digest = hashlib.sha256(weights_hash(folder).encode())
-    for path in sorted(folder.rglob("*")):
-        if path.suffix in {".json", ".txt"} and path.is_file() and path.name not in _NOT_THE_MODEL:
+    for path in read_files(folder):
+        if path.suffix in _SETTINGS and path.name not in _NOT_THE_MODEL:
             digest.update(f"\n{path.relative_to(folder).as_posix()}\n".encode())
             digest.update(hashlib.sha256(_canonical(path)).digest())
     return digest.hexdigest()
@@ -48,7 +51,8 @@ def weights_hash(folder: Path) -> str:
     Two models with one weights hash are the same model to a reader of their vectors, unless settings differ.
     """
     digest = hashlib.sha256()
-    tensors = sorted((path.parent, name, path) for path in folder.rglob("*.safetensors") for name in _header(path)[0])
+    weights = [path for path in read_files(folder) if path.suffix == ".safetensors"]
+    tensors = sorted((path.parent, name, path) for path in weights for name in _header(path)[0])
     for parent, name, path in tensors:
         header, start = _header(path)
         found = header[name]
@@ -68,7 +72,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:
-            raise ModelError(f"{path} is truncated or no safetensors file")
+            raise ModelError(f"{path} is truncated, or not a safetensors file")
         header = json.loads(file.read(length))
     header.pop("__metadata__", None)
     return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding.encoder import BF16, FP32, PLAIN, NumericPath, encode
+from tasks.encoding.encoder import BF16, FP32, PLAIN, ROLES, NumericPath, VectorError, encode
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -48,23 +48,20 @@ class Measurement:
 def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) -> list[Measurement]:
     """Encode a few texts of the sample with every model on every path; plain fp32 comes first and is the reference.
 
-    The texts are spread evenly over the sample's lengths, for padding and rounding both depend on length.
+    The texts are spread evenly over the sample's lengths, for padding and rounding both depend on length. Each is
+    encoded in both roles. A path on which a model cannot compute at all (mixed types under autocast) does not agree.
     """
     by_length = sorted(set(sample), key=lambda text: (len(text), text))
     step = max(1.0, len(by_length) / _SAMPLE)
     texts = [by_length[int(place)] for place in np.arange(0, len(by_length), step)]
     if not texts or not models:
         raise ValueError(f"a numeric path is chosen on texts and models, got {len(texts)} and {len(models)}")
-    found: list[Measurement] = []
-    reference: list[np.ndarray] = []
-    for path in (PLAIN, FP32, BF16):
-        vectors = [encode(model, texts, "document", path=path) for model in models]  # also prepares the kernels
-        reference = reference or vectors
-        least = float(np.min([(a * b).sum(axis=1).min() for a, b in zip(vectors, reference, strict=True)]))
-        found.append(Measurement(path, 0.0, least))
+    reference = [_vectors(model, texts, PLAIN) for model in models]  # also prepares the kernels
+    found = [Measurement(PLAIN, 0.0, 1.0)]
+    found += [Measurement(path, 0.0, _least_cosine(models, texts, path, reference)) for path in (FP32, BF16)]
     # CPU time, in turns, the best of each: what else runs on the machine must not change the choice
     clock = time.process_time if models[0].device.type == "cpu" else time.perf_counter
-    seconds = dict.fromkeys((FP32, BF16), float("inf"))
+    seconds = {one.path: float("inf") for one in found[1:] if one.least_cosine > 0}
     for _ in range(_ROUNDS):
         for path in seconds:
             start = clock()
@@ -72,6 +69,22 @@ def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) 
             seconds[path] = min(seconds[path], clock() - start)
     rates = {path: len(texts[::2]) / spent for path, spent in seconds.items()}
     return [replace(one, texts_per_second=rates.get(one.path, 0.0)) for one in found]
+
+
+def _vectors(model: SentenceTransformer, texts: Sequence[str], path: NumericPath) -> np.ndarray:
+    """The texts' vectors in both roles, of shape (2 * n_texts, d)."""
+    return np.concatenate([encode(model, texts, role, path=path) for role in ROLES])
+
+
+def _least_cosine(
+    models: Sequence[SentenceTransformer], texts: Sequence[str], path: NumericPath, reference: Sequence[np.ndarray]
+) -> float:
+    """The least cosine of any model's vector on a path to the reference; 0 where one cannot be computed."""
+    try:
+        vectors = [_vectors(model, texts, path) for model in models]
+    except (RuntimeError, TypeError, ValueError, VectorError):
+        return 0.0
+    return float(np.min([(a * b).sum(axis=1).min() for a, b in zip(vectors, reference, strict=True)]))
 
 
 def choose_path(models: Sequence[SentenceTransformer], sample: Sequence[str], *, parity: float = PARITY) -> NumericPath:

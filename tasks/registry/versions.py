@@ -17,10 +17,8 @@ from typing import Annotated, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
+from tasks.config import MODEL_FILES
 from tasks.storage import Blob, Store
-
-ALLOWED: Final = frozenset({".safetensors", ".json", ".txt", ".md"})
-"""What a version may hold: weights without code in them, and plain text. Never pickles, never modules."""
 
 MANIFEST: Final = "manifest.json"
 RETIRED: Final = "RETIRED"
@@ -133,8 +131,8 @@ def check_paths(paths: Iterable[str]) -> None:
             raise ValueError(f"{path!r} holds a character that a path of a version may not")
         if any(part in {"", ".", ".."} for part in parts):
             raise ValueError(f"{path!r} leaves the folder of the version")
-        if PurePosixPath(path).suffix not in ALLOWED:
-            raise ValueError(f"{path!r} is none of {', '.join(sorted(ALLOWED))}")
+        if PurePosixPath(path).suffix not in MODEL_FILES:
+            raise ValueError(f"{path!r} is none of {', '.join(sorted(MODEL_FILES))}")
         if path.lower() == MANIFEST:
             raise ValueError(f"{path!r} is the name of the manifest itself")
         above = {str(parent) for parent in PurePosixPath(path).parents} & known
@@ -334,7 +332,7 @@ def _check_replaceable(target: Path) -> None:
     if not target.is_dir():
         raise VersionError(f"{target} exists and is no folder: name another")
     for path in target.rglob("*"):
-        if path.is_symlink() or not (path.is_dir() or path.suffix in ALLOWED):
+        if path.is_symlink() or not (path.is_dir() or path.suffix in MODEL_FILES):
             raise VersionError(
                 f"{target} holds {path.relative_to(target)}, which is no part of a model: name another folder"
             )
