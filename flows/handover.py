@@ -30,12 +30,12 @@ class ChildFailedError(RuntimeError):
     """The child ended without doing its work; the message carries its state and the state's message."""
 
 
-class ChildCrashedError(ChildFailedError):
+class _ChildCrashedError(ChildFailedError):
     """The child's infrastructure died under it (not its code): worth another attempt."""
 
 
 def _child_crashed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    return isinstance(state.result(raise_on_failure=False), ChildCrashedError)
+    return isinstance(state.result(raise_on_failure=False), _ChildCrashedError)
 
 
 @task(
@@ -47,11 +47,11 @@ def _child_crashed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     # the place that the dead child held among the runs of its deployment is free by then
     retry_delay_seconds=10,
     retry_condition_fn=_child_crashed,
-    # no timeout here: `Patience` bounds the wait, and cancels the child when it ends
+    # no timeout here: `_Patience` bounds the wait, and cancels the child when it ends
 )
 def fine_tune_elsewhere(deployment: str, parameters: dict[str, Any]) -> None:
     """Run the fine-tuning on its own work pool; another attempt only when the child's machine or process died."""
-    hand_over(
+    _hand_over(
         deployment,
         parameters,
         # one child per attempt of this task, also when the parent itself is run again
@@ -61,7 +61,7 @@ def fine_tune_elsewhere(deployment: str, parameters: dict[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class Patience:
+class _Patience:
     """How long to wait, in seconds."""
 
     poll: float = 3.0
@@ -71,12 +71,12 @@ class Patience:
     """Queueing for the GPU included; then the child is cancelled."""
 
 
-def hand_over(
+def _hand_over(
     deployment: str,
     parameters: dict[str, Any],
     *,
     idempotency_key: str,
-    patience: Patience | None = None,
+    patience: _Patience | None = None,
     on_state: Callable[[str], None] = lambda _: None,
 ) -> UUID:
     """Run a deployment and wait until it has completed; returns the id of its run.
@@ -89,10 +89,10 @@ def hand_over(
         on_state: Called with the name of each new state of the child.
 
     Raises:
-        ChildCrashedError: The child's process or machine died.
+        _ChildCrashedError: The child's process or machine died.
         ChildFailedError: The child failed, was cancelled, or did not end in time.
     """
-    patience = patience or Patience()
+    patience = patience or _Patience()
     with get_client(sync_client=True) as client:
         child = _survive(
             lambda: run_deployment(
@@ -110,7 +110,7 @@ def hand_over(
     if state is not None and state.is_completed():
         return final.id
     detail = f"{deployment} ended {state.name if state else 'without a state'}: {state.message if state else ''}"
-    raise (ChildCrashedError if state is not None and state.is_crashed() else ChildFailedError)(detail)
+    raise (_ChildCrashedError if state is not None and state.is_crashed() else ChildFailedError)(detail)
 
 
 def _cancel(client: SyncPrefectClient, run: UUID) -> None:
@@ -119,7 +119,7 @@ def _cancel(client: SyncPrefectClient, run: UUID) -> None:
         client.set_flow_run_state(run, Cancelling(message="the run that waited for this one is gone"))
 
 
-def _wait(client: SyncPrefectClient, run: UUID, patience: Patience, on_state: Callable[[str], None]) -> FlowRun:
+def _wait(client: SyncPrefectClient, run: UUID, patience: _Patience, on_state: Callable[[str], None]) -> FlowRun:
     deadline = time.monotonic() + patience.total
     seen = ""
     while time.monotonic() < deadline:
@@ -136,7 +136,7 @@ def _wait(client: SyncPrefectClient, run: UUID, patience: Patience, on_state: Ca
     raise ChildFailedError(f"run {run} did not end within {patience.total / 3600:.0f} hours")
 
 
-def _survive(call: Callable[[], Any], patience: Patience) -> Any:
+def _survive(call: Callable[[], Any], patience: _Patience) -> Any:
     """Call the API, again and again while it is away, until patience ends."""
     deadline = time.monotonic() + patience.api_away
     while True:

@@ -17,15 +17,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-INK: Final = "#1a1f27"
-SOFT: Final = "#4c5665"
-LINE: Final = "#d4d9e1"
-SERIES: Final = {"base": "#6b7280", "production": "#0b62a4", "candidate": "#b45309"}
+_INK: Final = "#1a1f27"
+_SOFT: Final = "#4c5665"
+_LINE: Final = "#d4d9e1"
+_SERIES: Final = {"base": "#6b7280", "production": "#0b62a4", "candidate": "#b45309"}
 """Blue and orange are told apart in all common kinds of colour blindness; the base model is grey."""
 
 _MARKS: Final = {"base": "D", "production": "o", "candidate": "^"}
 _STYLES: Final = {"base": ":", "production": "--", "candidate": "-"}
-_CLASSES: Final = {INK: "ink", SOFT: "soft", LINE: "line", **{colour: name for name, colour in SERIES.items()}}
+_CLASSES: Final = {_INK: "ink", _SOFT: "soft", _LINE: "line", **{colour: name for name, colour in _SERIES.items()}}
 _INCHES: Final = 5.8
 _MOST_POINTS: Final = 400
 """Steps of a loss curve that are drawn; a longer one is averaged in runs, which also calms it."""
@@ -82,17 +82,17 @@ def scores(sides: Mapping[str, Mapping[str, float]], targets: Mapping[str, float
     axes = _axes(figure, 111)
     places = {metric: len(labels) - 1 - row for row, metric in enumerate(labels)}
     for metric, place in places.items():
-        axes.plot([targets[metric]] * 2, [place - 0.35, place + 0.35], color=INK, linewidth=2)
+        axes.plot([targets[metric]] * 2, [place - 0.35, place + 0.35], color=_INK, linewidth=2)
     for side, means in sides.items():
         known = [metric for metric in places if metric in means]
         axes.plot(
             [means[metric] for metric in known], [places[metric] for metric in known],
-            linestyle="", marker=_MARKS[side], markersize=8, color=SERIES[side], label=side,
+            linestyle="", marker=_MARKS[side], markersize=8, color=_SERIES[side], label=side,
         )  # fmt: skip
-    axes.plot([], [], color=INK, linewidth=2, label="target")
+    axes.plot([], [], color=_INK, linewidth=2, label="target")
     axes.set_yticks(list(places.values()), list(labels.values()))
     axes.set_xlim(0, 1)
-    axes.grid(visible=True, axis="x", color=LINE)
+    axes.grid(visible=True, axis="x", color=_LINE)
     _legend(axes)
     said = "; ".join(
         f"{side}: " + ", ".join(f"{labels[metric]} {means[metric]:.3f}" for metric in places if metric in means)
@@ -110,14 +110,14 @@ def dimensions(by_dimension: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
         dims = sorted(int(dim) for dim in found)
         recalls = [found[str(dim)]["recall_at_10"] for dim in dims]
         axes.plot(
-            dims, recalls, linestyle=_STYLES[side], marker=_MARKS[side], color=SERIES[side], label=side, linewidth=1.8
+            dims, recalls, linestyle=_STYLES[side], marker=_MARKS[side], color=_SERIES[side], label=side, linewidth=1.8
         )
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(dim) for dim in every])
     axes.minorticks_off()
-    axes.set_xlabel("dimensions kept", color=SOFT)
-    axes.set_ylabel("Recall@10", color=SOFT)
-    axes.grid(visible=True, axis="y", color=LINE)
+    axes.set_xlabel("dimensions kept", color=_SOFT)
+    axes.set_ylabel("Recall@10", color=_SOFT)
+    axes.grid(visible=True, axis="y", color=_LINE)
     _legend(axes)
     return Chart(
         "dimensions", "Recall@10 when vectors are cut", "Recall@10 by dimension; the table below says it.", figure
@@ -132,22 +132,22 @@ def training(losses: Sequence[float], dev: Sequence[Mapping[str, float]], best_s
     run = -(-len(losses) // _MOST_POINTS)
     means = [sum(losses[at : at + run]) / len(losses[at : at + run]) for at in range(0, len(losses), run)]
     left.plot(
-        [at + run / 2 + 0.5 for at in range(0, len(losses), run)], means, color=SERIES["candidate"], linewidth=1.5
+        [at + run / 2 + 0.5 for at in range(0, len(losses), run)], means, color=_SERIES["candidate"], linewidth=1.5
     )
-    left.set_xlabel("step", color=SOFT)
-    left.set_ylabel("loss", color=SOFT)
-    left.grid(visible=True, axis="y", color=LINE)
+    left.set_xlabel("step", color=_SOFT)
+    left.set_ylabel("loss", color=_SOFT)
+    left.grid(visible=True, axis="y", color=_LINE)
     said = f"Loss from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps."
     if with_dev:
         right = _axes(figure, 122)
         steps = [score["step"] for score in dev]
         for name, label, mark in (("recall_at_10", "Recall@10", "s"), ("mrr", "MRR", "v")):
             values = [score[name] for score in dev]
-            colour = SERIES["candidate" if name == "mrr" else "production"]
+            colour = _SERIES["candidate" if name == "mrr" else "production"]
             right.plot(steps, values, color=colour, marker=mark, linewidth=1.5, label=f"dev {label}")
-        right.axvline(best_step, color=SOFT, linewidth=1, linestyle=":", label="saved")
-        right.set_xlabel("step", color=SOFT)
-        right.grid(visible=True, axis="y", color=LINE)
+        right.axvline(best_step, color=_SOFT, linewidth=1, linestyle=":", label="saved")
+        right.set_xlabel("step", color=_SOFT)
+        right.grid(visible=True, axis="y", color=_LINE)
         _legend(right)
         said += f" Dev MRR from {dev[0]['mrr']:.3f} to {dev[-1]['mrr']:.3f}; step {best_step} was saved."
     return Chart("training", "Training", said, figure)
@@ -159,17 +159,17 @@ def history(nights: Sequence[Mapping[str, Any]]) -> Chart:
     axes = _axes(figure, 111)
     places = range(len(nights))
     for name, label, colour, mark in (
-        ("recall_at_10", "Recall@10", SERIES["production"], "o"),
-        ("mrr", "MRR", SERIES["candidate"], "^"),
+        ("recall_at_10", "Recall@10", _SERIES["production"], "o"),
+        ("mrr", "MRR", _SERIES["candidate"], "^"),
     ):
         values = [night[name] for night in nights]
         axes.plot(places, values, color=colour, marker=mark, markersize=4, linewidth=1.5, label=label)
     promoted = [place for place in places if nights[place]["verdict"] == "promoted"]
     for number, place in enumerate(promoted):
-        axes.axvline(place, color=SOFT, linewidth=1, linestyle=":", label=None if number else "promoted")
-    axes.set_xlabel("scored nights, the latest on the right; each on its own test set", color=SOFT)
+        axes.axvline(place, color=_SOFT, linewidth=1, linestyle=":", label=None if number else "promoted")
+    axes.set_xlabel("scored nights, the latest on the right; each on its own test set", color=_SOFT)
     axes.set_xticks([])
-    axes.grid(visible=True, axis="y", color=LINE)
+    axes.grid(visible=True, axis="y", color=_LINE)
     _legend(axes)
     last = nights[-1]
     said = f"Over {len(nights)} nights with {len(promoted)} promotions; last Recall@10 {last['recall_at_10']:.3f}."
@@ -191,8 +191,8 @@ def _axes(figure: Figure, place: int) -> Axes:
     axes.patch.set_visible(False)
     for side, spine in axes.spines.items():
         spine.set_visible(side in ("left", "bottom"))
-        spine.set_color(LINE)
-    axes.tick_params(colors=INK, labelsize=9)
+        spine.set_color(_LINE)
+    axes.tick_params(colors=_INK, labelsize=9)
     axes.set_axisbelow(True)
     return axes
 
@@ -200,6 +200,6 @@ def _axes(figure: Figure, place: int) -> Axes:
 def _legend(axes: Axes) -> None:
     """Above the axes, where it covers nothing."""
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=9, labelcolor=INK,
+        loc="lower left", bbox_to_anchor=(0, 1.0), ncols=4, frameon=False, fontsize=9, labelcolor=_INK,
         borderaxespad=0.1, handlelength=1.8, columnspacing=1.2,
     )  # fmt: skip
