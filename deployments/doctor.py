@@ -83,7 +83,20 @@ def examine_store(url: str) -> Iterator[Finding]:
         else f"{'; '.join(problems)}. Nothing can be promoted safely there: use another S3 server or proxy",
     )
     if not problems:
+        yield _parts(store)
         yield _rights(store)
+
+
+def _parts(store: Store) -> Finding:
+    """Whether files of more than 5 GiB can be stored: models and checkpoints of large base models."""
+    try:
+        problems = store.probe_parts()
+    except StoreError as error:
+        return Finding("store, uploads in parts", False, str(error))
+    if not problems:
+        return Finding("store, uploads in parts", True, "completed only where there is no object yet")
+    text = f"{'; '.join(problems)}. Only files of more than {store.multipart_bytes >> 20} MiB need them"
+    return Finding("store, uploads in parts", True, text, advice=True)
 
 
 def _rights(store: Store) -> Finding:

@@ -7,14 +7,18 @@ by reading back what is stored. Reads return whole bodies or raise: a truncated 
 
 from __future__ import annotations
 
-import functools
+import io
+import math
 import secrets
+import tempfile
+import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeVar
 
 import boto3
 import botocore.session
@@ -33,7 +37,12 @@ from obstore.exceptions import BaseError as ObstoreError
 
 if TYPE_CHECKING:
     from mypy_boto3_s3 import S3Client
-    from mypy_boto3_s3.type_defs import GetObjectOutputTypeDef, ObjectTypeDef
+    from mypy_boto3_s3.type_defs import (
+        CompletedPartTypeDef,
+        GetObjectOutputTypeDef,
+        ListObjectsV2OutputTypeDef,
+        ObjectTypeDef,
+    )
     from obstore.store import S3Store
 
 T = TypeVar("T")
@@ -46,8 +55,34 @@ _ADVICE: Final = {
 }
 """What to look at, by the code of an error whose message does not say it."""
 
-_NOT_WRITTEN: Final = {404, 409, 412}
+_CONFLICT: Final = 409
+_NOT_WRITTEN: Final = {404, 412, _CONFLICT}
 """Replies to a conditional write that all mean "not written": AWS and SeaweedFS use each of them."""
+
+_CONFLICT_ATTEMPTS: Final = 6
+_CONFLICT_SECONDS: Final = 0.05
+"""A 409 says that another write to the key was under way: whether the condition holds is not known, so ask again."""
+
+_CREDENTIALS_REFUSED: Final = frozenset(
+    {
+        "AuthFailure",
+        "ExpiredToken",
+        "ExpiredTokenException",
+        "InvalidAccessKeyId",
+        "InvalidClientTokenId",
+        "InvalidToken",
+        "SignatureDoesNotMatch",
+        "TokenRefreshRequired",
+        "UnrecognizedClientException",
+    }
+)
+"""Codes of errors that other credentials could mend: they may have been rotated since the client was made."""
+
+_THROTTLED: Final = frozenset({"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "TooManyRequests", "Throttling"})
+"""Codes of errors with a status of the client's that say nothing about the object that was asked for."""
+
+_MOST_PARTS: Final = 9_000
+"""Parts of one multipart upload; S3 takes 10,000."""
 
 _BODY_ERRORS: Final = (HTTPClientError, IncompleteReadError, ResponseStreamingError)
 _BODY_ATTEMPTS: Final = 4
@@ -60,6 +95,17 @@ class StoreError(Exception):
 
 class MissingKeyError(StoreError):
     """There is no object under the key."""
+
+
+class UnreadableError(StoreError):
+    """One object cannot be read, for a reason that says nothing about the others.
+
+    `transient`: the server failed at it; if it fails at all objects, it is the server.
+    """
+
+    def __init__(self, message: str, *, transient: bool) -> None:
+        super().__init__(message)
+        self.transient = transient
 
 
 class ChangedError(StoreError):
@@ -90,38 +136,55 @@ class Store:
     One instance is safe to share between threads (boto3 clients are), not between processes.
     """
 
-    def __init__(self, url: str, client: S3Client, reader: Callable[[], S3Store | None] | None = None) -> None:
-        parts = urlsplit(url)
-        if parts.scheme != "s3" or not parts.netloc:
+    multipart_bytes: int = 512 << 20
+    """Size above which a file is uploaded in parts. S3 takes at most 5 GiB in one request."""
+
+    part_bytes: int = 64 << 20
+    """Size of a part, unless that makes too many of them."""
+
+    def __init__(
+        self,
+        url: str,
+        client: S3Client,
+        reader: Callable[[], S3Store | None] | None = None,
+        reconnect: Callable[[], Connection] | None = None,
+    ) -> None:
+        bucket, _, prefix = url.removeprefix("s3://").partition("/")
+        if not url.startswith("s3://") or not bucket:
             raise StoreError(f"a store is named s3://bucket/prefix, got {url!r}")
-        self.bucket: str = parts.netloc
-        self.prefix: str = parts.path.strip("/") + "/" if parts.path.strip("/") else ""
+        self.bucket: str = bucket
+        self.prefix: str = prefix.strip("/") + "/" if prefix.strip("/") else ""
         self.url: str = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
         self._client = client
         self._make_reader = reader
+        self._made_reader: tuple[S3Store | None] | None = None
+        self._reconnect = reconnect
+        self._reconnecting = threading.Lock()
 
     @classmethod
     def open(cls, url: str, *, threads: int = 32) -> Store:
         """Connect with the standard AWS settings as they are now: endpoint, region, profile, role.
 
+        When the server refuses the credentials later, the settings are read once more: they may have been rotated.
         Raises StoreError when the URL names no bucket or the settings do not make a client.
         """
-        config = Config(
-            retries={"mode": "standard", "total_max_attempts": 6},
-            connect_timeout=5,
-            read_timeout=30,
-            max_pool_connections=threads,
-            s3={"addressing_style": "path"},
-        )
+        bucket = url.removeprefix("s3://").partition("/")[0]
+        connection = _connect(url, bucket, threads)
+        return cls(url, connection.client, connection.reader, lambda: _connect(url, bucket, threads))
+
+    def _call(self, request: Callable[[S3Client], T]) -> T:
+        """Make a request; where the credentials are refused, once more with those of the settings as they are now."""
+        client = self._client
         try:
-            settings = botocore.session.get_session()
-            session = boto3.session.Session(botocore_session=settings)
-            client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
-            bucket = urlsplit(url).netloc
-            certificates = settings.get_config_variable("ca_bundle")
-            return cls(url, client, lambda: _reader(session, client, bucket, certificates))
-        except BotoCoreError as error:
-            raise StoreError(f"cannot connect to {url}: {error}") from error
+            return request(client)
+        except ClientError as error:
+            if self._reconnect is None or _code(error) not in _CREDENTIALS_REFUSED:
+                raise
+        with self._reconnecting:
+            if self._client is client:  # else another thread has done so meanwhile
+                connection = self._reconnect()
+                self._client, self._make_reader, self._made_reader = connection.client, connection.reader, None
+        return request(self._client)
 
     def uri(self, key: str) -> str:
         """The full address of a key, for people and for messages."""
@@ -139,22 +202,30 @@ class Store:
 
     def _read(self, key: str, take: Callable[[GetObjectOutputTypeDef], T], condition: dict[str, Any]) -> T:
         """What `take` makes of an object's body; an error in the body is tried again."""
+        where = {"Bucket": self.bucket, "Key": self.prefix + key, **condition}
         for attempt in range(1, _BODY_ATTEMPTS + 1):
             try:
-                return take(self._client.get_object(Bucket=self.bucket, Key=self.prefix + key, **condition))
+                return take(self._call(lambda client: client.get_object(**where)))
             except _BODY_ERRORS as error:
                 if attempt == _BODY_ATTEMPTS:
-                    raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
+                    raise UnreadableError(f"cannot read {self.uri(key)}: {_why(error)}", transient=True) from error
             except ClientError as error:
                 status = _status(error)
                 if condition and status in {404, 412}:
                     raise ChangedError(f"{self.uri(key)} changed since it was listed") from error
                 if status == 404:
                     raise MissingKeyError(f"{self.uri(key)} does not exist") from error
-                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
+                raise self._unread(key, error) from error
             except BotoCoreError as error:  # no server there, or no credentials
                 raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
         raise AssertionError("unreachable: the loop returns or raises")
+
+    def _unread(self, key: str, error: ClientError) -> StoreError:
+        """What kept an object from being read: a reason of its own, or of the whole store."""
+        message, status = f"cannot read {self.uri(key)}: {_why(error)}", _status(error)
+        if status == 500 or (400 <= status < 500 and _code(error) not in _CREDENTIALS_REFUSED | _THROTTLED):
+            return UnreadableError(message, transient=status == 500)
+        return StoreError(message)
 
     def get_listed(self, entry: Entry) -> Blob:
         """Read an object as it was listed, by a client that takes a sixth of the CPU time for it.
@@ -172,10 +243,25 @@ class Store:
                 pass  # said again, and better, by what follows
         return self.get(entry.key, etag=entry.etag)
 
-    @functools.cached_property
+    @property
     def _reader(self) -> S3Store | None:
         """The client for reading many small objects; None where the store was made without one."""
-        return None if self._make_reader is None else self._make_reader()
+        if self._made_reader is None:
+            self._made_reader = (None if self._make_reader is None else self._make_reader(),)
+        return self._made_reader[0]
+
+    def exists(self, key: str) -> bool:
+        """Whether there is an object under the key; also true for one that may not be read."""
+        try:
+            self._call(lambda client: client.head_object(Bucket=self.bucket, Key=self.prefix + key))
+        except ClientError as error:
+            status = _status(error)
+            if not 400 <= status < 500:
+                raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
+            return status != 404
+        except BotoCoreError as error:
+            raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
+        return True
 
     def find(self, key: str) -> Blob | None:
         """Read a whole object, or None when there is none."""
@@ -201,24 +287,33 @@ class Store:
         `start_after` (a key) is only safe within one folder, for the same reason.
         """
         more: dict[str, Any] = {} if start_after is None else {"StartAfter": self.prefix + start_after}
+        for page in self._pages(prefix, more):
+            yield from map(self._entry, page.get("Contents", []))
+
+    def _pages(self, prefix: str, more: dict[str, Any]) -> Iterator[ListObjectsV2OutputTypeDef]:
+        """Every page of a listing."""
+        asked = {"Bucket": self.bucket, "Prefix": self.prefix + prefix, **more}
         try:
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, **more):
-                yield from map(self._entry, page.get("Contents", []))
+            while True:
+                page = self._call(lambda client: client.list_objects_v2(**asked))
+                yield page
+                if not page.get("IsTruncated"):
+                    return
+                asked["ContinuationToken"] = page["NextContinuationToken"]
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot list {self.uri(prefix)}: {_why(error)}") from error
+        except KeyError as error:
+            raise StoreError(
+                f"cannot list {self.uri(prefix)}: the server says that there is more, not where"
+            ) from error
 
     def level(self, prefix: str) -> tuple[list[Entry], list[str]]:
         """Objects directly under `prefix` (which ends in "/"), and the names of the folders there, sorted."""
         entries: list[Entry] = []
         names: list[str] = []
-        try:
-            pages = self._client.get_paginator("list_objects_v2")
-            for page in pages.paginate(Bucket=self.bucket, Prefix=self.prefix + prefix, Delimiter="/"):
-                entries += [self._entry(found) for found in page.get("Contents", [])]
-                names += [f["Prefix"][len(self.prefix + prefix) : -1] for f in page.get("CommonPrefixes", [])]
-        except (ClientError, BotoCoreError) as error:
-            raise StoreError(f"cannot list {self.uri(prefix)}: {_why(error)}") from error
+        for page in self._pages(prefix, {"Delimiter": "/"}):
+            entries += [self._entry(found) for found in page.get("Contents", [])]
+            names += [f["Prefix"][len(self.prefix + prefix) : -1] for f in page.get("CommonPrefixes", [])]
         return entries, sorted(names)
 
     def folders(self, prefix: str) -> list[str]:
@@ -233,7 +328,9 @@ class Store:
     def put(self, key: str, body: bytes) -> str:
         """Write an object, replacing what is there; returns its ETag. For `runs/` and `cache/` only."""
         try:
-            return self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body)["ETag"]
+            return self._call(lambda client: client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body))[
+                "ETag"
+            ]
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
 
@@ -253,55 +350,107 @@ class Store:
         return self._put_conditionally(key, body, {"IfMatch": etag})
 
     def _put_conditionally(self, key: str, body: bytes, condition: dict[str, Any]) -> str | None:
-        try:
-            reply = self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=body, **condition)
+        where = {"Bucket": self.bucket, "Key": self.prefix + key, **condition}
+        reply, refused = self._conditional(key, lambda client: client.put_object(Body=body, **where))
+        if reply is not None:
             return reply["ETag"]
-        except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN:
-                raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
-        except BotoCoreError as error:
-            raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
         # botocore repeats a request whose reply was lost, and then meets its own write as a conflict
         stored = self.find(key)
-        return stored.etag if stored is not None and stored.body == body else None
+        if stored is not None and stored.body == body:
+            return stored.etag
+        still_holds = stored is None if "IfNoneMatch" in condition else (stored and stored.etag == condition["IfMatch"])
+        if _status(refused) == _CONFLICT and still_holds:
+            raise StoreError(f"cannot write {self.uri(key)}: {_why(refused)}") from refused
+        return None
+
+    def _conditional(self, key: str, write: Callable[[S3Client], T]) -> tuple[T | None, ClientError]:
+        """Make a conditional write, again where it met another one; without a reply, the error that refused it."""
+        refused = ClientError({}, "")
+        for attempt in range(_CONFLICT_ATTEMPTS):
+            try:
+                return self._call(write), refused
+            except ClientError as error:
+                if _status(error) not in _NOT_WRITTEN:
+                    raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
+                refused = error
+            except BotoCoreError as error:
+                raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
+            if _status(refused) != _CONFLICT:
+                break
+            if attempt + 1 < _CONFLICT_ATTEMPTS:
+                time.sleep(_CONFLICT_SECONDS * 2**attempt)
+        return None, refused
 
     def upload_if_absent(self, key: str, path: Path) -> None:
-        """Stream a local file to a content-addressed key, unless it is there already.
+        """Stream a local file to a content-addressed key, unless it is there already; large ones in parts.
 
         Raises StoreError when an object of another size is there: then the key was not content-addressed.
         """
+        size = path.stat().st_size
+
+        def upload(client: S3Client) -> object:
+            if size > self.multipart_bytes:
+                return self._upload_parts(client, key, path, size)
+            with path.open("rb") as file:
+                return client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=file, IfNoneMatch="*")
+
+        reply, refused = self._conditional(key, upload)
+        if reply is not None:
+            return
+        try:
+            there = self._size(key)
+        except MissingKeyError:
+            raise StoreError(f"cannot write {self.uri(key)}: {_why(refused)}") from refused
+        if there != size:
+            raise StoreError(
+                f"{self.uri(key)} exists with {there} bytes, expected {size} from {path.name}"
+            ) from refused
+
+    def _upload_parts(self, client: S3Client, key: str, path: Path, size: int) -> object:
+        """Upload a file in parts. They become an object at once, and only where there is none."""
+        where: Any = {"Bucket": self.bucket, "Key": self.prefix + key}
+        where["UploadId"] = client.create_multipart_upload(**where)["UploadId"]
+        step = max(self.part_bytes, math.ceil(size / _MOST_PARTS))
+        parts: list[CompletedPartTypeDef] = []
         try:
             with path.open("rb") as file:
-                self._client.put_object(Bucket=self.bucket, Key=self.prefix + key, Body=file, IfNoneMatch="*")
-        except ClientError as error:
-            if _status(error) not in _NOT_WRITTEN:
-                raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
-            size = self._size(key)
-            if size != path.stat().st_size:
-                raise StoreError(
-                    f"{self.uri(key)} exists with {size} bytes, expected {path.stat().st_size} from {path.name}"
-                ) from error
-        except BotoCoreError as error:
-            raise StoreError(f"cannot write {self.uri(key)}: {_why(error)}") from error
+                for number, start in enumerate(range(0, size, step), 1):
+                    piece = _Piece(file, start, min(step, size - start))
+                    etag = client.upload_part(**where, PartNumber=number, Body=piece)["ETag"]  # type: ignore[arg-type]
+                    parts.append({"ETag": etag, "PartNumber": number})
+            return client.complete_multipart_upload(**where, MultipartUpload={"Parts": parts}, IfNoneMatch="*")
+        except BaseException:
+            with suppress(ClientError, BotoCoreError):  # what is left behind costs money, and nothing else
+                client.abort_multipart_upload(**where)
+            raise
 
     def _size(self, key: str) -> int:
         try:
-            return self._client.head_object(Bucket=self.bucket, Key=self.prefix + key)["ContentLength"]
-        except (ClientError, BotoCoreError) as error:
+            return self._call(lambda client: client.head_object(Bucket=self.bucket, Key=self.prefix + key))[
+                "ContentLength"
+            ]
+        except ClientError as error:
+            if _status(error) == 404:
+                raise MissingKeyError(f"{self.uri(key)} does not exist") from error
+            raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
+        except BotoCoreError as error:
             raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
 
     def delete(self, keys: Iterable[str]) -> None:
         """Delete objects; keys that do not exist are no error."""
         try:
             for key in keys:
-                self._client.delete_object(Bucket=self.bucket, Key=self.prefix + key)
+                self._delete(self.prefix + key)
         except (ClientError, BotoCoreError) as error:
             raise StoreError(f"cannot delete under {self.url}: {error}") from error
+
+    def _delete(self, key: str) -> None:
+        self._call(lambda client: client.delete_object(Bucket=self.bucket, Key=key))
 
     def create_bucket(self) -> None:
         """Create the store's bucket, unless it is there already; for a server of one's own."""
         try:
-            self._client.create_bucket(Bucket=self.bucket)
+            self._call(lambda client: client.create_bucket(Bucket=self.bucket))
         except ClientError as error:
             if _status(error) != 409:
                 raise StoreError(f"cannot create the bucket {self.bucket}: {error}") from error
@@ -331,6 +480,27 @@ class Store:
             self.delete([key])
         return problems
 
+    def probe_parts(self) -> list[str]:
+        """Try an upload in parts; returns what is wrong. Models and checkpoints of more than 5 GiB need it."""
+        key = f"cache/probe/{secrets.token_hex(8)}"
+        self.put(key, b"first")
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "probe")
+            path.write_bytes(b"second")
+            try:
+                reply, _ = self._conditional(key, lambda client: self._upload_parts(client, key, path, 6))
+                if reply is not None or self.get(key).body != b"first":
+                    return ["If-None-Match is ignored by uploads in parts: an existing object was overwritten"]
+                self.delete([key])
+                reply, refused = self._conditional(key, lambda client: self._upload_parts(client, key, path, 6))
+                if reply is None or self.get(key).body != b"second":
+                    return [f"an upload in parts failed: {_why(refused)}"]
+            except StoreError as error:
+                return [f"an upload in parts failed: {error}"]
+            finally:
+                self.delete([key])
+        return []
+
     def excess(self) -> list[str]:
         """What these credentials may do that no night needs, in words; empty when they are as narrow as they can be.
 
@@ -341,13 +511,15 @@ class Store:
         name = f".ratchet-probe-{secrets.token_hex(8)}"
 
         def writes(key: str) -> object:
-            return self._client.put_object(Bucket=self.bucket, Key=key, Body=b"", IfMatch='"never"')
+            return self._call(
+                lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=b"", IfMatch='"never"')
+            )
 
         def deletes(key: str) -> object:
-            return self._client.delete_object(Bucket=self.bucket, Key=key)
+            return self._call(lambda client: client.delete_object(Bucket=self.bucket, Key=key))
 
         def reads(key: str) -> object:
-            return self._client.get_object(Bucket=self.bucket, Key=key)
+            return self._call(lambda client: client.get_object(Bucket=self.bucket, Key=key))
 
         found = []
         for folder in ("pairs/", "golden/", "corpus/"):
@@ -368,6 +540,65 @@ class Store:
         except BotoCoreError as error:
             raise StoreError(f"cannot try what is allowed under {self.url}: {error}") from error
         return True
+
+
+class Connection(NamedTuple):
+    """A client, and what makes the one for reading many small objects."""
+
+    client: S3Client
+    reader: Callable[[], S3Store | None]
+
+
+def _connect(url: str, bucket: str, threads: int) -> Connection:
+    """Make the clients from the standard AWS settings as they are now."""
+    config = Config(
+        retries={"mode": "standard", "total_max_attempts": 6},
+        connect_timeout=5,
+        read_timeout=30,
+        max_pool_connections=threads,
+        s3={"addressing_style": "path"},
+    )
+    try:
+        settings = botocore.session.get_session()
+        session = boto3.session.Session(botocore_session=settings)
+        client = session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+        certificates = settings.get_config_variable("ca_bundle")
+    except BotoCoreError as error:
+        raise StoreError(f"cannot connect to {url}: {error}") from error
+    return Connection(client, lambda: _reader(session, client, bucket, certificates))
+
+
+class _Piece(io.RawIOBase):
+    """A stretch of an open file as a file of its own: read again from its start when a request is repeated."""
+
+    def __init__(self, file: BinaryIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._at = file, start, length, 0
+
+    def __len__(self) -> int:
+        return self._length
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move within the stretch."""
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._length}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        """Where in the stretch the next byte is."""
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        """Read the next bytes."""
+        self._file.seek(self._start + self._at)
+        piece = self._file.read(max(0, min(len(buffer), self._length - self._at)))
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
 
 
 def _reader(session: boto3.session.Session, client: S3Client, bucket: str, certificates: str | None) -> S3Store | None:
@@ -397,9 +628,13 @@ def _reader(session: boto3.session.Session, client: S3Client, bucket: str, certi
     )
 
 
+def _code(error: ClientError) -> str:
+    return str(error.response.get("Error", {}).get("Code", ""))
+
+
 def _status(error: ClientError) -> int:
     """The HTTP status of a refused request; 0 where the bucket does not exist: then no key of it is merely missing."""
-    if error.response.get("Error", {}).get("Code") == "NoSuchBucket":
+    if _code(error) == "NoSuchBucket":
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -411,6 +646,6 @@ def _why(error: Exception) -> str:
     if isinstance(error, EndpointConnectionError | ConnectTimeoutError):
         return f"{error}; is the server running, and AWS_ENDPOINT_URL its address?"
     if isinstance(error, ClientError):
-        advice = _ADVICE.get(error.response.get("Error", {}).get("Code", ""))
+        advice = _ADVICE.get(_code(error))
         return f"{error}; {advice}" if advice else str(error)
     return str(error)

@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 from tasks.storage import Store
 
-_WRITES = frozenset({"put_object", "delete_object"})
+_WRITES = frozenset(
+    {
+        "put_object",
+        "delete_object",
+        "create_multipart_upload",
+        "upload_part",
+        "complete_multipart_upload",
+    }
+)
 
 
 class Crash(BaseException):

@@ -10,10 +10,11 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import ClientError
 from obstore.store import S3Store
 
 from deployments.stack import seaweedfs
-from tasks.storage import ChangedError, MissingKeyError, Store, StoreError
+from tasks.storage import ChangedError, MissingKeyError, Store, StoreError, UnreadableError
 
 
 def test_put_if_absent_has_one_winner_in_twenty_threads(store: Store) -> None:
@@ -190,3 +191,162 @@ def test_what_keeps_a_store_from_being_reached_is_said_with_a_remedy(
     for operation in operations:
         with pytest.raises(StoreError, match=says):
             operation()
+
+
+class Answering:
+    """An S3 client that answers some calls of an operation with an error; notes the names of all calls."""
+
+    def __init__(self, client: Any, operation: str, code: str, status: int, times: int) -> None:
+        self._client, self._operation, self._times = client, operation, times
+        self._error = ClientError({"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}, operation)
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        call = getattr(self._client, name)
+
+        def answer(**arguments: Any) -> Any:
+            self.calls.append(name)
+            if name == self._operation and self._times > 0:
+                self._times -= 1
+                raise self._error
+            return call(**arguments)
+
+        return answer
+
+
+def answering(store: Store, operation: str, code: str, status: int, times: int = 1) -> tuple[Store, Answering]:
+    """The store behind a server that answers so, and the client that counts."""
+    client: Any = Answering(store._client, operation, code, status, times)
+    return Store(store.url, client), client
+
+
+def test_a_conflict_with_another_write_is_tried_again(store: Store, tmp_path: Path) -> None:
+    """AWS answers 409 while another write to the key is under way, whatever comes of that one."""
+    etag = store.put("pointer", b"old")
+    (tmp_path / "f").write_bytes(b"12345")
+    conflict = ("put_object", "ConditionalRequestConflict", 409, 2)
+    assert answering(store, *conflict)[0].put_if_absent("log/1", b"mine") is not None
+    assert answering(store, *conflict)[0].put_if_match("pointer", b"new", etag) is not None
+    answering(store, *conflict)[0].upload_if_absent("batches/f", tmp_path / "f")
+    assert [store.get(key).body for key in ("log/1", "pointer", "batches/f")] == [b"mine", b"new", b"12345"]
+    assert answering(store, *conflict)[0].put_if_absent("log/1", b"another's") is None
+
+
+def test_a_conflict_that_does_not_end_is_an_error_of_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not a lost race: nothing was written by anybody, and the step may be tried again."""
+    monkeypatch.setattr("tasks.storage._CONFLICT_SECONDS", 0.0)
+    etag = store.put("pointer", b"old")
+    (tmp_path / "f").write_bytes(b"12345")
+    conflict = ("put_object", "ConditionalRequestConflict", 409, 100)
+    with pytest.raises(StoreError, match="cannot write"):
+        answering(store, *conflict)[0].put_if_absent("log/1", b"mine")
+    with pytest.raises(StoreError, match="cannot write"):
+        answering(store, *conflict)[0].put_if_match("pointer", b"new", etag)
+    with pytest.raises(StoreError, match="cannot write"):
+        answering(store, *conflict)[0].upload_if_absent("batches/f", tmp_path / "f")
+    assert answering(store, *conflict)[0].put_if_absent("pointer", b"mine") is None
+    assert answering(store, *conflict)[0].put_if_match("pointer", b"new", '"stale"') is None
+
+
+def test_a_large_file_goes_up_in_parts_and_only_where_there_is_none(store: Store, tmp_path: Path) -> None:
+    """Byte for byte, one winner, nothing left behind: also of the one that lost, and of one that died."""
+    body = bytes(range(256)) * 50_000  # 12.8 MB in three parts
+    (tmp_path / "f").write_bytes(body)
+
+    def parted(client: Any) -> Store:
+        made = Store(store.url, client)
+        made.multipart_bytes, made.part_bytes = 5 << 20, 5 << 20
+        return made
+
+    client: Any = Answering(store._client, "", "", 0, 0)
+    parted(client).upload_if_absent("models/v/f", tmp_path / "f")
+    assert client.calls.count("upload_part") == 3
+    assert store.get("models/v/f").body == body
+    parted(store._client).upload_if_absent("models/v/f", tmp_path / "f")
+    (tmp_path / "f").write_bytes(body + b"more")
+    with pytest.raises(StoreError, match=f"{len(body)} bytes, expected {len(body) + 4}"):
+        parted(store._client).upload_if_absent("models/v/f", tmp_path / "f")
+    conflict: Any = Answering(store._client, "complete_multipart_upload", "ConditionalRequestConflict", 409, 1)
+    parted(conflict).upload_if_absent("models/v/g", tmp_path / "f")
+    assert store.get("models/v/g").body == body + b"more"
+    broken: Any = Answering(store._client, "upload_part", "InternalError", 500, 1)
+    with pytest.raises(StoreError, match="cannot write"):
+        parted(broken).upload_if_absent("models/v/h", tmp_path / "f")
+    assert store.find("models/v/h") is None
+    assert not store._client.list_multipart_uploads(Bucket="ratchet", Prefix=store.prefix).get("Uploads")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: parted(store._client).upload_if_absent("models/v/i", tmp_path / "f"), range(4)))
+    assert store.get("models/v/i").body == body + b"more"
+
+
+def test_uploads_in_parts_are_probed(store: Store, s3_server: seaweedfs.S3Server) -> None:
+    """SeaweedFS completes them conditionally; a server that ignores the condition, or knows no parts, is named."""
+    assert store.probe_parts() == []
+    client = boto3.client("s3", endpoint_url=s3_server.endpoint)
+
+    def drop(params: dict[str, Any], **_: Any) -> None:
+        params.pop("IfNoneMatch", None)
+
+    client.meta.events.register("before-parameter-build.s3.CompleteMultipartUpload", drop)
+    (problem,) = Store(store.url, client).probe_parts()
+    assert "If-None-Match is ignored by uploads in parts" in problem
+    without, _ = answering(store, "create_multipart_upload", "NotImplemented", 501, 100)
+    (problem,) = without.probe_parts()
+    assert "an upload in parts failed" in problem
+    assert list(store.entries("cache/")) == []
+
+
+def test_rotated_credentials_are_read_again(s3_server: seaweedfs.S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A store that was opened with keys that are no longer valid goes on with those that the settings name now."""
+    name = f"s3://ratchet/{uuid.uuid4().hex}"
+    for setting, value in s3_server.environment().items():
+        monkeypatch.setenv(setting, value)
+    Store.open(name).put("pairs/a.jsonl", b"rows")
+    operations: list[Callable[[Store], object]] = [
+        lambda store: store.get("pairs/a.jsonl"),
+        lambda store: list(store.entries("pairs/")),
+        lambda store: store.level("pairs/"),
+        lambda store: store.put("runs/a", b""),
+        lambda store: store.put_if_absent(f"log/{uuid.uuid4().hex}", b""),
+        lambda store: store.delete(["runs/a"]),
+        lambda store: store.get_listed(next(Store.open(name).entries("pairs/"))),
+    ]
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "revoked")
+    revoked = [Store.open(name) for _ in operations]
+    with pytest.raises(StoreError, match="check AWS_ACCESS_KEY_ID"):
+        revoked[0].get("pairs/a.jsonl")  # refused before and after the settings are read again
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", s3_server.environment()["AWS_ACCESS_KEY_ID"])
+    for operation, store in zip(operations, revoked, strict=True):
+        operation(store)
+
+
+def test_an_object_that_cannot_be_read_is_told_from_a_store_that_cannot(store: Store) -> None:
+    """Locked with a key, archived, forbidden, broken: a reason of its own. Refused credentials, throttling: not."""
+    key = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
+    store._client.put_object(Bucket="ratchet", Key=f"{store.prefix}pairs/a.jsonl", Body=b"rows", **key)
+    with pytest.raises(UnreadableError, match=r"pairs/a\.jsonl") as caught:
+        store.get("pairs/a.jsonl")
+    assert not caught.value.transient
+    assert store.exists("pairs/a.jsonl")
+    assert not store.exists("pairs/b.jsonl")
+    store.put("pairs/b.jsonl", b"rows")
+    own = [("AccessDenied", 403), ("InvalidObjectState", 403), ("KMS.DisabledException", 400), ("InternalError", 500)]
+    for code, status in own:
+        with pytest.raises(UnreadableError, match=code) as caught:
+            answering(store, "get_object", code, status)[0].get("pairs/b.jsonl")
+        assert caught.value.transient == (status == 500)
+    for code, status in [("InvalidAccessKeyId", 403), ("ExpiredToken", 400), ("SlowDown", 503), ("SlowDown", 429)]:
+        with pytest.raises(StoreError, match=code) as other:
+            answering(store, "get_object", code, status)[0].get("pairs/b.jsonl")
+        assert not isinstance(other.value, UnreadableError)
+
+
+def test_the_address_of_a_store_is_kept_as_it_is() -> None:
+    """Characters that mean something in a web address mean nothing in a key; slashes at the end are one store."""
+    assert [Store.open(url).url for url in ("s3://b/team#1", "s3://b/a?b/", "s3://b/")] == [
+        "s3://b/team#1",
+        "s3://b/a?b",
+        "s3://b",
+    ]
