@@ -172,22 +172,43 @@ class Gate(Parameters):
     confidence: float = _field(
         0.99,
         1,
-        "Confidence with which each gain must be above zero, by paired bootstrap over test queries.",
+        "Confidence with which each gain must be above zero: the wider of a paired bootstrap over test queries and an "
+        "interval that counts queries for the same document together.",
         gt=0.5,
         lt=1,
     )
-    min_test_queries: int = _field(50, 2, "Fewer test queries than this never promote.", ge=1)
+    max_regression: float = _field(
+        0.01,
+        2,
+        "regressed: Recall@10 or MRR is lower by more than this (0.01: 1 point), with half the error that confidence "
+        "leaves (99.5% for 99%).",
+        ge=0,
+        le=1,
+    )
+    min_test_queries: int = _field(50, 3, "Fewer test queries than this never promote.", ge=1)
     max_slice_drop: float = _field(
-        0.05, 3, "No large slice may fall by more than this in Recall@10 or MRR (0.05: 5 points).", ge=0, le=1
+        0.05,
+        4,
+        "No large slice may fall by more than this in Recall@10 or MRR, beyond chance (0.05: 5 points).",
+        ge=0,
+        le=1,
     )
-    min_slice_queries: int = _field(30, 4, "Slices with fewer test queries than this are shown, not judged.", ge=1)
+    min_slice_queries: int = _field(30, 5, "Slices with fewer test queries than this are shown, not judged.", ge=1)
+    recall_non_inferior_above: float | None = _field(
+        None,
+        6,
+        "Where production's Recall@10 is above this, it need not rise: MRR must, and Recall@10 must not be lower by "
+        "more than 1 point, with 95% confidence. None: both must rise.",
+        ge=0,
+        le=1,
+    )
     resamples: int = _field(
-        10_000, 5, "Resamples of the bootstrap; more of them make its intervals steadier.", ge=1_000, le=100_000
+        10_000, 7, "Resamples of the bootstrap; more of them make its intervals steadier.", ge=1_000, le=100_000
     )
-    seed: int = _field(0, 6, "Seed of the bootstrap.", ge=0, le=2**31 - 1)
+    seed: int = _field(0, 8, "Seed of the bootstrap.", ge=0, le=2**31 - 1)
     max_serving_slowdown: float = _field(
         2.0,
-        7,
+        9,
         "A candidate that takes more than this many times as long as production to encode is not promoted.",
         gt=1,
         le=100,

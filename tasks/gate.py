@@ -7,7 +7,6 @@ be evaluated (a value is missing, NaN, out of range, or says nothing) counts as 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import NormalDist
@@ -17,19 +16,48 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tasks.config import DECISIVE, Delta, Gate, metric_label
-from tasks.statistics import bootstrap_means
+from tasks.statistics import (
+    Interval,
+    agreeing,
+    bootstrap_means,
+    chance_of_fall,
+    clustered_error,
+    mean,
+    queries_for,
+    t_interval,
+    widened,
+)
 
 Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 GOLDEN: Final = "golden"
 """The slice of queries that people chose because they must keep working; judged at any size."""
 
-POWER: Final = 0.8
-"""Share of real gains that a test of the computed size would see; the convention since Cohen (1988)."""
+NEW_DOCUMENTS: Final = "new documents"
+"""The slice of queries none of whose relevant documents either model was trained on."""
 
-_DECIMALS: Final = 12
-"""Gains are rounded to this many decimals: what floating point leaves of a difference of zero is no gain."""
+POWER: Final = 0.8
+"""Share of real gains that a test of the computed size would see, on all decisive metrics together (Cohen 1988)."""
+
+GAINS: Final = (0.01, 0.02, 0.03)
+"""True gains for which a decision says how many test queries they need."""
+
+GOLDEN_STATISTICS: Final = 100
+"""From this many golden queries on one may drop out by chance; below, none may."""
+
+NEW_DOCUMENT_QUERIES: Final = 50
+"""Queries for new documents from which on they are judged."""
+
+NOT_INFERIOR: Final = 0.01
+"""What Recall@10 may lose at the ceiling, where `recall_non_inferior_above` says so ..."""
+
+NOT_INFERIOR_CONFIDENCE: Final = 0.95
+"""... and the confidence with which it must not lose more."""
+
+_SLICE_ERROR: Final = 0.10
+"""Chance that any slice of a candidate that is as good as production holds it, over all slices and metrics."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +65,17 @@ class Scores:
     """What one model scored: `per_query[metric][i]` belongs to `queries[i]`.
 
     `model` is the fingerprint of everything that changes its vectors, `slices` maps a slice's name to a mask of shape
-    (n_queries,); the golden queries are the slice named "golden".
+    (n_queries,); the golden queries are the slice `GOLDEN`, those for new documents the slice `NEW_DOCUMENTS`.
+    `clusters` says which queries rise and fall together, by equal numbers (here: the lowest relevant document); None:
+    none do. `near_duplicates` are queries that nearly repeat a training query, which do not decide.
     """
 
     model: str
     queries: tuple[str, ...]
     per_query: Mapping[str, Floats]
     slices: Mapping[str, Mask] = field(default_factory=dict)
+    clusters: Ints | None = None
+    near_duplicates: Mask | None = None
 
 
 @dataclass(frozen=True)
@@ -59,110 +91,197 @@ class SliceDelta:
 class Decision:
     """A verdict and what it rests on.
 
-    `deltas` holds every metric of both sides; `low` and `high` are one-sided bounds, each at the rule's confidence.
-    `mde` is the minimum detectable effect by decisive metric: the gain that so many queries would show on 8 of 10
-    nights; a metric is missing where its differences do not vary.
-    `needed_queries` is how many test queries would show the observed gains so often; None where there is no gain.
+    `deltas` holds every metric of both sides; `low` and `high` are one-sided bounds, each at the gate's confidence.
+    `mde` is the minimum detectable effect by decisive metric: the true gain that so many queries would show on 8 of 10
+    nights, with the other metric gaining as clearly; a metric is missing where its differences do not vary.
+    `needed_queries` says by true gain in points ("1", "2", "3") how many test queries would show it so often.
+    `queries` decided; `near_duplicates` more nearly repeat a training query, and `with_near_duplicates` is the gain on
+    all of them together.
     """
 
     verdict: Literal["promoted", "held", "regressed"]
     reasons: tuple[str, ...]
     deltas: dict[str, Delta] = field(default_factory=dict)
     mde: dict[str, float] = field(default_factory=dict)
-    needed_queries: int | None = None
+    needed_queries: dict[str, int] = field(default_factory=dict)
     slices: dict[str, SliceDelta] = field(default_factory=dict)
+    queries: int = 0
+    near_duplicates: int = 0
+    with_near_duplicates: dict[str, float] = field(default_factory=dict)
 
 
 def decide(candidate: Scores, production: Scores, gate: Gate, *, vetoes: Sequence[str] = ()) -> Decision:
     """Judge a candidate against production on the same queries; never raises for what the scores contain.
 
-    - regressed: on Recall@10 or on MRR the candidate is below production with `gate.confidence`.
+    - regressed: on Recall@10 or on MRR the candidate is worse than production by more than `max_regression`, with half
+      the error that `confidence` leaves, since either metric may say so (99.5% for 99%).
     - promoted: on both the gain exceeds `min_gain` and is above zero with that confidence; at least `min_test_queries`;
       no other metric is below production with that confidence; no slice of `min_slice_queries` or more falls by more
-      than `max_slice_drop`; the golden slice, whatever its size, neither falls by more than that nor at all with
-      that confidence.
+      than `max_slice_drop`, beyond chance; no golden query drops out (of 100 or more: they don't fall with that
+      confidence); nor do queries for new documents, where there are 50.
     - held: anything else, also scores that cannot be compared. `reasons` says why, and what it would take.
+
+    Above `recall_non_inferior_above`, where there is hardly anything to gain, Recall@10 need not rise: it must not fall
+    by more than a point, with 95% confidence.
+
+    Confidence is that of the wider of two intervals: a t-interval with standard errors clustered by document, and a
+    paired percentile bootstrap over queries, all metrics on the same resamples. A difference must also rest on enough
+    queries that a sign test could reach the confidence.
 
     `vetoes` are reasons from elsewhere why the candidate must not serve (it does not serve as it was scored, it fell on
     a guard set): each turns a promotion into `held`, and is among the reasons of every verdict.
-
-    Confidence is from a paired percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13), all metrics
-    on the same resamples. The bootstrap overrates a difference that rests on a handful of queries, and one query alone
-    convinces it fully; so a difference must also rest on enough queries that a sign test could reach the confidence.
     """
     problems = list(_incomparable(candidate, production))
     if problems:
         return Decision("held", (*problems, "Nothing was compared, so production stays.", *vetoes))
+    everything = _Pair.of(candidate, production)
+    pair = everything.without_near_duplicates()
+    if not pair.queries:
+        reason = "Every test query nearly repeats a training query, so none can decide."
+        return Decision("held", (reason, "Nothing was compared, so production stays.", *vetoes))
 
-    queries = len(candidate.queries)
-    differences = {
-        name: np.asarray(candidate.per_query[name], np.float64) - np.asarray(production.per_query[name], np.float64)
-        for name in sorted(candidate.per_query)
-    }
-    deltas = _bootstrap(differences, gate)
-    slices = _slices(candidate.slices, differences, gate)
-    detectable = {name: detectable_gain(differences[name], queries, gate.confidence) for name in DECISIVE}
-    mde = {name: gain for name, gain in detectable.items() if gain is not None}
-    decision = Decision("held", (), deltas, mde, _needed(differences, deltas, gate), slices)
+    means = bootstrap_means(np.stack(list(pair.differences.values()), axis=1), gate.resamples, gate.seed)
+    deltas = {name: pair.delta(name, means, gate, gate.confidence) for name in pair.differences}
+    decision = Decision(
+        verdict="held",
+        reasons=(),
+        deltas=deltas,
+        mde=pair.detectable(gate.confidence),
+        needed_queries=pair.needed(gate.confidence),
+        slices=_slices(everything, pair, gate),
+        queries=pair.queries,
+        near_duplicates=everything.queries - pair.queries,
+        with_near_duplicates={name: mean(everything.differences[name]) for name in DECISIVE},
+    )
 
-    fallen = [name for name in DECISIVE if deltas[name].high < 0]
+    either = 1 - (1 - gate.confidence) / len(DECISIVE)
+    surest = {name: pair.delta(name, means, gate, either) for name in DECISIVE}
+    fallen = [name for name in DECISIVE if surest[name].high < -gate.max_regression]
     if fallen:
-        lines = [_sentence(name, candidate, production, deltas[name]) for name in fallen]
+        lines = [pair.sentence(name, surest[name]) for name in fallen]
         lines += ["The candidate is worse, so production stays.", *vetoes]
         return replace(decision, verdict="regressed", reasons=tuple(lines))
 
-    obstacles = list(_obstacles(candidate, production, deltas, slices, gate))
-    golden = candidate.slices.get(GOLDEN)
-    if golden is not None and np.any(golden):
-        of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, gate)
-        obstacles += [
-            f"The golden queries fall in {metric_label(name)} by {_points(-delta.value)}, which is not chance."
-            for name, delta in of_golden.items()
-            if not delta.high >= 0
-        ]
+    at_ceiling = _at_ceiling(pair, gate)
+    obstacles = [
+        *_too_little_gain(pair, deltas, means, gate, at_ceiling),
+        *_slice_falls(pair, decision.slices, gate),
+        *_golden_falls(everything, gate),
+        *_new_document_falls(pair, gate),
+        *vetoes,
+    ]
+    novelty = list(_novelty(pair))
+    if obstacles == list(vetoes) and vetoes:
+        return replace(decision, reasons=("The candidate scores better, but must not serve.", *vetoes, *novelty))
     if obstacles:
-        return replace(decision, reasons=(*obstacles, *vetoes, *_advice(decision, queries)))
-    if vetoes:
-        return replace(decision, reasons=("The candidate scores better, but must not serve.", *vetoes))
-    lines = [_sentence(name, candidate, production, deltas[name]) for name in DECISIVE]
-    return replace(decision, verdict="promoted", reasons=(*lines, f"Both were measured on {queries:,} test queries."))
+        return replace(decision, reasons=(*obstacles, *_advice(decision), *novelty))
+    lines = [pair.sentence(name, deltas[name]) for name in DECISIVE]
+    measured = f"Both were measured on {pair.queries:,} test queries."
+    return replace(decision, verdict="promoted", reasons=(*lines, measured, *_left_out(decision), *novelty))
 
 
-def detectable_gain(differences: Floats, queries: int, confidence: float) -> float | None:
-    """Minimum detectable effect: the true gain that `queries` queries show, at this confidence, `POWER` of the time.
+@dataclass(frozen=True)
+class _Pair:
+    """Both sides on the queries that decide: `differences` is candidate minus production, by metric."""
 
-    (z_confidence + z_power) * sd / sqrt(n), with the standard deviation of the paired differences: the sample-size
-    formula of a one-sided paired test (Cohen, Statistical Power Analysis, 1988; for retrieval Webber, Moffat and Zobel,
-    Statistical power in retrieval experimentation, CIKM 2008). None where the differences do not vary, so that they
-    say nothing about others.
+    differences: dict[str, Floats]
+    candidate: dict[str, Floats]
+    production: dict[str, Floats]
+    slices: dict[str, Mask]
+    clusters: Ints | None
+    near_duplicates: Mask
+
+    @classmethod
+    def of(cls, candidate: Scores, production: Scores) -> _Pair:
+        """All queries of both sides, which are the same."""
+        names = sorted(candidate.per_query)
+        after, before = (
+            {name: np.asarray(side.per_query[name], np.float64) for name in names} for side in (candidate, production)
+        )
+        none = np.zeros(len(candidate.queries), dtype=bool)
+        return cls(
+            differences={name: after[name] - before[name] for name in names},
+            candidate=after,
+            production=before,
+            slices=dict(candidate.slices),
+            clusters=None if candidate.clusters is None else np.asarray(candidate.clusters),
+            near_duplicates=none if candidate.near_duplicates is None else np.asarray(candidate.near_duplicates),
+        )
+
+    def take(self, mask: Mask) -> _Pair:
+        """The queries of a mask."""
+        return _Pair(
+            differences={name: values[mask] for name, values in self.differences.items()},
+            candidate={name: values[mask] for name, values in self.candidate.items()},
+            production={name: values[mask] for name, values in self.production.items()},
+            slices={name: values[mask] for name, values in self.slices.items()},
+            clusters=None if self.clusters is None else self.clusters[mask],
+            near_duplicates=self.near_duplicates[mask],
+        )
+
+    def without_near_duplicates(self) -> _Pair:
+        """The queries that decide."""
+        return self.take(~self.near_duplicates)
+
+    def slice(self, name: str) -> _Pair | None:
+        """The queries of a slice; None where there is no such slice."""
+        return self.take(self.slices[name]) if name in self.slices else None
+
+    @property
+    def queries(self) -> int:
+        """How many there are."""
+        return len(self.near_duplicates)
+
+    def interval(self, name: str, gate: Gate) -> Interval:
+        """One metric's clustered t-interval, with zero inside where only a handful of queries differ."""
+        found = t_interval(self.differences[name], self.clusters, gate.confidence)
+        return agreeing(found, self.differences[name], gate.confidence)
+
+    def delta(self, name: str, means: Floats, gate: Gate, confidence: float) -> Delta:
+        """The same at a confidence, as wide at least as the bootstrap's; `means` are of all metrics in their order."""
+        of_metric = means[:, list(self.differences).index(name)]
+        found = widened(t_interval(self.differences[name], self.clusters, confidence), of_metric, confidence)
+        found = agreeing(found, self.differences[name], gate.confidence)
+        return Delta(value=found.value, low=found.low, high=found.high, confidence=confidence)
+
+    def errors(self) -> dict[str, float]:
+        """Clustered standard errors of the decisive metrics."""
+        return {name: clustered_error(self.differences[name], self.clusters)[0] for name in DECISIVE}
+
+    def detectable(self, confidence: float) -> dict[str, float]:
+        """(z_confidence + z_power) * error, for decisive metrics whose differences vary."""
+        return {name: _quantiles(confidence) * error for name, error in self.errors().items() if error > 0}
+
+    def needed(self, confidence: float) -> dict[str, int]:
+        """Queries that would show each of `GAINS`, by gain in points."""
+        errors = list(self.errors().values())
+        found = {gain: queries_for(gain, errors, self.queries, _quantiles(confidence)) for gain in GAINS}
+        return {f"{100 * gain:.0f}": count for gain, count in found.items() if count is not None}
+
+    def sentence(self, name: str, delta: Delta) -> str:
+        """One metric's change with its bound, for someone who reads it at four in the morning."""
+        means = f"{self.production[name].mean():.4f} to {self.candidate[name].mean():.4f}"
+        if delta.value == 0:
+            change, bound = "is unchanged", f"at least {100 * delta.low:+.2f} points"
+        elif delta.value < 0:
+            change, bound = f"fell by {_points(-delta.value)}", f"at most {100 * delta.high:+.2f} points"
+        else:
+            change, bound = f"rose by {_points(delta.value)}", f"at least {100 * delta.low:+.2f} points"
+        confidence = f"{100 * delta.confidence:.4g}% confidence"
+        return f"{metric_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
+
+
+def _quantiles(confidence: float) -> float:
+    """Standard normal quantiles of the confidence and of the power of each metric, added.
+
+    Both metrics must gain: where they were independent, each would have to be seen sqrt(0.8) of the time, 89%.
     """
-    deviation = _deviation(differences)
-    return None if deviation is None else _z(confidence) * deviation / math.sqrt(queries)
-
-
-def needed_queries(differences: Floats, gain: float, confidence: float) -> int | None:
-    """How many test queries show a true gain of `gain` at this confidence, `POWER` of the time; None for no gain.
-
-    The same formula as `detectable_gain`, solved for n: ((z_confidence + z_power) * sd / gain) squared.
-    """
-    deviation = _deviation(differences)
-    return None if deviation is None or not gain > 0 else math.ceil((_z(confidence) * deviation / gain) ** 2)
-
-
-def _deviation(differences: Floats) -> float | None:
-    """Standard deviation of the paired differences; None where there are fewer than two or they are all equal."""
-    deviation = float(np.std(differences, ddof=1)) if len(differences) > 1 else 0.0
-    return deviation if deviation > 0 else None
-
-
-def _z(confidence: float) -> float:
-    """Standard normal quantiles of the confidence and of the power, added."""
     normal = NormalDist()
-    return normal.inv_cdf(confidence) + normal.inv_cdf(POWER)
+    return normal.inv_cdf(confidence) + normal.inv_cdf(POWER ** (1 / len(DECISIVE)))
 
 
 def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
-    """Why the two sides cannot be compared at all, in words."""
+    """Why the two sides cannot be compared at all."""
     if not (candidate.model and production.model):
         yield "A model has no fingerprint, so it is unknown what was scored."
     elif candidate.model == production.model:
@@ -183,16 +302,33 @@ def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
             yield f"The {side} has no {metric_label(name)}."
         for name in sorted(scores.per_query):
             yield from _unusable(f"The {side}'s {metric_label(name)}", scores.per_query[name], queries)
+    yield from _unequal(candidate, production, queries)
+
+
+def _unequal(candidate: Scores, production: Scores, queries: int) -> Iterator[str]:
+    """What the two sides say differently of the queries themselves."""
     if candidate.slices.keys() != production.slices.keys():
         yield "The two sides have different slices."
     for name in sorted(candidate.slices.keys() & production.slices.keys()):
-        mask, other = np.asarray(candidate.slices[name]), np.asarray(production.slices[name])
-        if not (mask.dtype == other.dtype == np.bool_ and mask.shape == (queries,) and np.array_equal(mask, other)):
+        if not _same(candidate.slices[name], production.slices[name], np.bool_, queries):
             yield f"Slice {name!r} is not the same choice of the {queries:,} test queries on both sides."
+    if not _same(candidate.clusters, production.clusters, np.integer, queries):
+        yield f"The clusters are not the same numbers for each of the {queries:,} test queries on both sides."
+    if not _same(candidate.near_duplicates, production.near_duplicates, np.bool_, queries):
+        yield f"The near duplicates are not the same choice of the {queries:,} test queries on both sides."
+
+
+def _same(one: object, other: object, kind: type, queries: int) -> bool:
+    """Whether both are None, or both are the same values of this kind, one for each query."""
+    if one is None or other is None:
+        return one is other
+    first, second = np.asarray(one), np.asarray(other)
+    kinds = np.issubdtype(first.dtype, kind) and np.issubdtype(second.dtype, kind)
+    return kinds and first.shape == (queries,) and np.array_equal(first, second)
 
 
 def _unusable(what: str, values: Floats, queries: int) -> Iterator[str]:
-    """What is wrong with one metric's per-query values, in words."""
+    """What is wrong with one metric's per-query values."""
     values = np.asarray(values)
     if values.shape != (queries,) or not np.issubdtype(values.dtype, np.number):
         yield f"{what} has {values.dtype} values of shape {values.shape}, not a number for each of {queries:,} queries."
@@ -202,93 +338,136 @@ def _unusable(what: str, values: Floats, queries: int) -> Iterator[str]:
         yield f"{what} is NaN or outside 0 to 1 for {len(bad):,} of {queries:,} queries, first for query {bad[0]}."
 
 
-def _bootstrap(differences: Mapping[str, Floats], gate: Gate) -> dict[str, Delta]:
-    """Mean difference of each metric with its one-sided bounds; every metric sees the same resampled queries.
-
-    A bound is moved to zero where a sign test on the differing queries could not reach the confidence even if all of
-    them agreed: with k of them, chance alone makes them agree with probability 0.5^k.
-    """
-    table = np.stack(list(differences.values()), axis=1)  # (queries, metrics)
-    means = bootstrap_means(table, gate.resamples, gate.seed)
-    means = np.round(means, _DECIMALS)
-    value = np.round(table.mean(axis=0), _DECIMALS)
-    low = np.quantile(means, 1 - gate.confidence, axis=0, method="lower")
-    high = np.quantile(means, gate.confidence, axis=0, method="higher")
-    telling = 0.5 ** np.count_nonzero(table, axis=0) <= 1 - gate.confidence
-    low, high = np.where(telling, low, np.minimum(low, 0)), np.where(telling, high, np.maximum(high, 0))
-    return {
-        name: Delta(value=float(value[i]), low=float(low[i]), high=float(high[i]), confidence=gate.confidence)
-        for i, name in enumerate(differences)
-    }
+# --- rules ------------------------------------------------------------------------------------------------------
 
 
-def _slices(masks: Mapping[str, Mask], differences: Mapping[str, Floats], gate: Gate) -> dict[str, SliceDelta]:
-    """The decisive metrics' mean difference over each slice that has a query."""
-    sizes = {name: int(np.sum(mask)) for name, mask in sorted(masks.items())}
-    return {
-        name: SliceDelta(
-            queries=size,
-            values={m: float(np.round(differences[m][masks[name]].mean(), _DECIMALS)) for m in DECISIVE},
-            judged=name == GOLDEN or size >= gate.min_slice_queries,
-        )
-        for name, size in sizes.items()
-        if size
-    }
+def _at_ceiling(pair: _Pair, gate: Gate) -> bool:
+    """Whether Recall@10 has hardly anything left to gain, by the setting that says so."""
+    above = gate.recall_non_inferior_above
+    return above is not None and bool(pair.production["recall_at_10"].mean() > above)
 
 
-def _obstacles(
-    candidate: Scores, production: Scores, deltas: Mapping[str, Delta], slices: Mapping[str, SliceDelta], gate: Gate
+def _too_little_gain(
+    pair: _Pair, deltas: Mapping[str, Delta], means: Floats, gate: Gate, at_ceiling: bool
 ) -> Iterator[str]:
-    """What stands between a comparable candidate and production, in words. Written so that NaN is an obstacle."""
-    queries = len(candidate.queries)
-    if not queries >= gate.min_test_queries:
-        yield f"{queries:,} test queries are too few to decide; the rule asks for {gate.min_test_queries:,}."
+    """What the metrics lack. Written so that NaN is an obstacle."""
+    if not pair.queries >= gate.min_test_queries:
+        yield f"{pair.queries:,} test queries are too few to decide; the gate asks for {gate.min_test_queries:,}."
     for name in DECISIVE:
-        delta = deltas[name]
-        sentence = _sentence(name, candidate, production, delta)
-        if not delta.value > gate.min_gain:
+        sentence = pair.sentence(name, deltas[name])
+        if at_ceiling and name == "recall_at_10":
+            low = pair.delta(name, means, gate, NOT_INFERIOR_CONFIDENCE).low
+            if not low > -NOT_INFERIOR:
+                yield f"{sentence} Near the ceiling it may lose at most {_points(NOT_INFERIOR)}, with 95% confidence."
+        elif not deltas[name].value > gate.min_gain:
             yield f"{sentence} A promotion needs a gain of more than {_points(gate.min_gain)}."
-        elif not delta.low > 0:
+        elif not deltas[name].low > 0:
             yield f"{sentence} That may be chance."
     for name, delta in deltas.items():
         if name not in DECISIVE and not delta.high >= 0:
-            yield f"{_sentence(name, candidate, production, delta)} No metric may get worse."
-    for name, part in slices.items():
-        for metric, value in part.values.items():
-            if part.judged and not value >= -gate.max_slice_drop:
+            yield f"{pair.sentence(name, delta)} No metric may get worse."
+
+
+def _slices(everything: _Pair, pair: _Pair, gate: Gate) -> dict[str, SliceDelta]:
+    """The decisive metrics' mean difference over each slice that has a query.
+
+    Golden queries are all of them: that one nearly repeats a training query is no reason to lose it.
+    """
+    found = {}
+    for name in sorted(pair.slices):
+        part = (everything if name == GOLDEN else pair).slice(name)
+        if part is not None and part.queries:
+            least = {GOLDEN: 1, NEW_DOCUMENTS: NEW_DOCUMENT_QUERIES}.get(name, gate.min_slice_queries)
+            values = {metric: mean(part.differences[metric]) for metric in DECISIVE}
+            found[name] = SliceDelta(part.queries, values, judged=part.queries >= least)
+    return found
+
+
+def _slice_falls(pair: _Pair, slices: Mapping[str, SliceDelta], gate: Gate) -> Iterator[str]:
+    """Slices that fall by more than is allowed, beyond chance.
+
+    Many slices are looked at, so each test gets a share of the error (Bonferroni): 0.10 over slices and metrics.
+    """
+    judged = {name: one for name, one in slices.items() if one.judged and name not in (GOLDEN, NEW_DOCUMENTS)}
+    for name, one in judged.items():
+        for metric, value in one.values.items():
+            chance = chance_of_fall(pair.differences[metric][pair.slices[name]])
+            if not value >= -gate.max_slice_drop and not chance >= _SLICE_ERROR / (len(DECISIVE) * len(judged)):
                 yield (
-                    f"Slice {name!r} ({part.queries:,} queries) falls in {metric_label(metric)} by {_points(-value)}; "
-                    f"the rule allows {_points(gate.max_slice_drop)}."
+                    f"Slice {name!r} ({one.queries:,} queries) falls in {metric_label(metric)} by {_points(-value)}, "
+                    f"beyond chance (p = {chance:.2g}); the gate allows {_points(gate.max_slice_drop)}."
                 )
 
 
-def _needed(differences: Mapping[str, Floats], deltas: Mapping[str, Delta], gate: Gate) -> int | None:
-    """Test queries that would show the observed gains of both decisive metrics; None where one has not gained."""
-    needed = [needed_queries(differences[name], deltas[name].value, gate.confidence) for name in DECISIVE]
-    counts = [count for count in needed if count is not None]
-    return max(counts) if len(counts) == len(needed) else None
+def _golden_falls(everything: _Pair, gate: Gate) -> Iterator[str]:
+    """What the golden queries lose. A few must all stay found; of many, one may drop out by chance."""
+    golden = everything.slice(GOLDEN)
+    if golden is None or not golden.queries:
+        return
+    lost = int(np.sum((golden.production["recall_at_10"] > 0) & ~(golden.candidate["recall_at_10"] > 0)))
+    if lost and golden.queries < GOLDEN_STATISTICS:
+        yield f"{lost:,} of {golden.queries:,} golden queries drop out of the first 10, where production finds them."
+    for name in DECISIVE:
+        found = golden.interval(name, gate)
+        if not found.high >= 0:
+            yield f"The golden queries fall in {metric_label(name)} by {_points(-found.value)}, which is not chance."
 
 
-def _advice(decision: Decision, queries: int) -> Iterator[str]:
-    """What this many test queries can show, and how many the observed gain needs."""
+def _new_document_falls(pair: _Pair, gate: Gate) -> Iterator[str]:
+    """What queries for new documents lose, where there are enough to tell."""
+    new = pair.slice(NEW_DOCUMENTS)
+    if new is None or not new.queries >= NEW_DOCUMENT_QUERIES:
+        return
+    for name in DECISIVE:
+        found = new.interval(name, gate)
+        if not found.high >= 0:
+            yield (
+                f"On documents that neither model was trained on ({new.queries:,} queries) {metric_label(name)} falls "
+                f"by {_points(-found.value)}, which is not chance."
+            )
+
+
+# --- what is said -----------------------------------------------------------------------------------------------
+
+
+def _novelty(pair: _Pair) -> Iterator[str]:
+    """What the verdict says about documents that nobody trained on, where that is known."""
+    new = pair.slice(NEW_DOCUMENTS)
+    if new is None:
+        return
+    if new.queries < NEW_DOCUMENT_QUERIES:
+        yield (
+            f"The verdict says nothing about new documents: {new.queries:,} test queries ask for one that neither "
+            f"model was trained on, and {NEW_DOCUMENT_QUERIES} are needed."
+        )
+        return
+    changes = " and ".join(f"{metric_label(name)} {100 * mean(new.differences[name]):+.2f} points" for name in DECISIVE)
+    yield f"On documents that neither model was trained on ({new.queries:,} queries): {changes}."
+
+
+def _left_out(decision: Decision) -> Iterator[str]:
+    """What near duplicates of training queries would have added."""
+    if decision.near_duplicates:
+        gains = " and ".join(
+            f"{metric_label(name)} {100 * gain:+.2f} points" for name, gain in decision.with_near_duplicates.items()
+        )
+        yield (
+            f"{decision.near_duplicates:,} more nearly repeat a training query and do not decide; with them the change "
+            f"would be {gains}."
+        )
+
+
+def _advice(decision: Decision) -> Iterator[str]:
+    """What this many test queries can show, and how many other gains need."""
+    yield from _left_out(decision)
     if decision.mde:
-        gains = " or ".join(f"{_points(gain)} in {metric_label(name)}" for name, gain in decision.mde.items())
-        yield f"With {queries:,} test queries, a true gain of {gains} would be seen on 8 of 10 nights."
-    if decision.needed_queries is not None and decision.needed_queries > queries:
-        yield f"If the observed gains are real, about {decision.needed_queries:,} test queries would show it."
-
-
-def _sentence(name: str, candidate: Scores, production: Scores, delta: Delta) -> str:
-    """One metric's change with its bounds, for someone who reads it at four in the morning."""
-    means = f"{np.mean(production.per_query[name]):.4f} to {np.mean(candidate.per_query[name]):.4f}"
-    if delta.value == 0:
-        change, bound = "is unchanged", f"at least {100 * delta.low:+.2f} points"
-    elif delta.value < 0:
-        change, bound = f"fell by {_points(-delta.value)}", f"at most {100 * delta.high:+.2f} points"
-    else:
-        change, bound = f"rose by {_points(delta.value)}", f"at least {100 * delta.low:+.2f} points"
-    confidence = f"{100 * delta.confidence:.4g}% confidence"
-    return f"{metric_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
+        gains = " and ".join(f"{_points(gain)} in {metric_label(name)}" for name, gain in decision.mde.items())
+        yield f"With {decision.queries:,} test queries, true gains of {gains} would be seen on 8 of 10 nights."
+    if decision.needed_queries:
+        counts = ", ".join(
+            f"{count:,} for {points} point{'s' * (points != '1')}" for points, count in decision.needed_queries.items()
+        )
+        yield f"To see a true gain in both as often takes about so many test queries: {counts}."
 
 
 def _points(value: float) -> str:

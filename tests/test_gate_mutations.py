@@ -23,14 +23,8 @@ SOURCES = {
 }  # in the order in which they import each other
 
 FAULTS: dict[str, tuple[str, str]] = {
-    "difference is production minus candidate": (
-        "np.asarray(candidate.per_query[name], np.float64) - np.asarray(production.per_query[name], np.float64)",
-        "np.asarray(production.per_query[name], np.float64) - np.asarray(candidate.per_query[name], np.float64)",
-    ),
-    "production's metrics are read from the candidate": (
-        "- np.asarray(production.per_query[name], np.float64)",
-        "- np.asarray(candidate.per_query[name], np.float64)",
-    ),
+    "difference is production minus candidate": ("after[name] - before[name] for", "before[name] - after[name] for"),
+    "production's metrics are read from the candidate": ("after[name] - before[name] for", "0 * after[name] for"),
     "only Recall@10 decides": (
         "from tasks.config import DECISIVE, Delta, Gate, metric_label",
         "from tasks.config import Delta, Gate, metric_label\nDECISIVE = ('recall_at_10',)",
@@ -39,24 +33,42 @@ FAULTS: dict[str, tuple[str, str]] = {
         "from tasks.config import DECISIVE, Delta, Gate, metric_label",
         "from tasks.config import Delta, Gate, metric_label\nDECISIVE = ('mrr',)",
     ),
-    "a gain equal to min_gain is enough": ("not delta.value > gate.min_gain", "not delta.value >= gate.min_gain"),
-    "min_gain is ignored": ("not delta.value > gate.min_gain", "not delta.value > 0"),
-    "a lower bound of zero is enough": ("elif not delta.low > 0:", "elif not delta.low >= 0:"),
-    "any gain is enough": ("elif not delta.low > 0:", "elif not delta.value > 0:"),
-    "the upper bound is taken for the lower": ("elif not delta.low > 0:", "elif not delta.high > 0:"),
-    "a loss is never seen": ("if deltas[name].high < 0]", "if deltas[name].high < -1]"),
-    "every fall is a regression": ("if deltas[name].high < 0]", "if deltas[name].value < 0]"),
-    "not losing is a regression": ("if deltas[name].high < 0]", "if deltas[name].high <= 0]"),
-    "a regression only on both metrics": (
-        "    if fallen:\n",
-        "    if len(fallen) == len(DECISIVE):\n",
+    "a gain equal to min_gain is enough": ("deltas[name].value > gate.min_gain", "deltas[name].value >= gate.min_gain"),
+    "min_gain is ignored": ("deltas[name].value > gate.min_gain", "deltas[name].value > 0"),
+    "a lower bound of zero is enough": ("elif not deltas[name].low > 0:", "elif not deltas[name].low >= 0:"),
+    "any gain is enough": ("elif not deltas[name].low > 0:", "elif not deltas[name].value > 0:"),
+    "the upper bound is taken for the lower": ("elif not deltas[name].low > 0:", "elif not deltas[name].high > 0:"),
+    "a loss is never seen": ("surest[name].high < -gate.max_regression", "surest[name].high < -1"),
+    "every fall is a regression": ("surest[name].high < -gate.max_regression", "surest[name].value < 0"),
+    "a regression has no margin": ("surest[name].high < -gate.max_regression", "surest[name].high < 0"),
+    "a fall by the margin is a regression": (
+        "surest[name].high < -gate.max_regression",
+        "surest[name].high <= -gate.max_regression",
     ),
+    "the margin is always a point": ("surest[name].high < -gate.max_regression", "surest[name].high < -0.01"),
+    "a regression is judged by the mean": (
+        "surest[name].high < -gate.max_regression",
+        "deltas[name].value < -gate.max_regression",
+    ),
+    "a regression needs no more confidence than a gain": (
+        "either = 1 - (1 - gate.confidence) / len(DECISIVE)",
+        "either = gate.confidence",
+    ),
+    "a regression needs certainty": ("either = 1 - (1 - gate.confidence) / len(DECISIVE)", "either = 0.99999"),
+    "a regression only on both metrics": ("    if fallen:\n", "    if len(fallen) == len(DECISIVE):\n"),
     "a regression is promoted": ('verdict="regressed"', 'verdict="promoted"'),
     "a regression is only held": ('verdict="regressed"', 'verdict="held"'),
     "obstacles are found and forgotten": ("    if obstacles:\n", "    if not obstacles:\n"),
     "one obstacle is forgiven": ("    if obstacles:\n", "    if len(obstacles) > 1:\n"),
-    "a veto is forgotten": ("    if vetoes:\n", "    if False:\n"),
-    "a veto is not told": ('must not serve.", *vetoes)', 'must not serve.",)'),
+    "a veto is forgotten": (
+        "        *_new_document_falls(pair, gate),\n        *vetoes,\n",
+        "        *_new_document_falls(pair, gate),\n",
+    ),
+    "a veto is not told": ('must not serve.", *vetoes, ', 'must not serve.", '),
+    "a veto is not told of a regression": (
+        '"The candidate is worse, so production stays.", *vetoes]',
+        '"The candidate is worse, so production stays."]',
+    ),
     "NaN is let through": ("~((values >= 0) & (values <= 1))", "(values < 0) | (values > 1)"),
     "negative values are let through": ("~((values >= 0) & (values <= 1))", "~(values <= 1)"),
     "values above one are let through": ("~((values >= 0) & (values <= 1))", "~(values >= 0)"),
@@ -93,18 +105,14 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "repeated queries count twice": ("if len(set(candidate.queries)) != queries:", "if False:"),
     "shapes are not looked at": ("values.shape != (queries,) or", "values.size < queries or"),
-    "one test query is enough": ("not queries >= gate.min_test_queries", "not queries >= 1"),
+    "one test query is enough": ("not pair.queries >= gate.min_test_queries", "not pair.queries >= 1"),
     "one test query less is enough": (
-        "not queries >= gate.min_test_queries",
-        "not queries >= gate.min_test_queries - 1",
+        "not pair.queries >= gate.min_test_queries",
+        "not pair.queries >= gate.min_test_queries - 1",
     ),
-    "min_test_queries are not enough": ("not queries >= gate.min_test_queries", "not queries > gate.min_test_queries"),
-    "candidate and production are resampled apart": (
-        "    deltas = _bootstrap(differences, gate)\n",
-        "    sides = [_bootstrap({n: np.asarray(s.per_query[n], np.float64) for n in differences},"
-        " gate.model_copy(update={'seed': gate.seed + i})) for i, s in enumerate((candidate, production))]\n"
-        "    deltas = {n: Delta(value=sides[0][n].value - sides[1][n].value, low=sides[0][n].low - sides[1][n].high,"
-        " high=sides[0][n].high - sides[1][n].low, confidence=gate.confidence) for n in differences}\n",
+    "min_test_queries are not enough": (
+        "not pair.queries >= gate.min_test_queries",
+        "not pair.queries > gate.min_test_queries",
     ),
     "each query is drawn once": (
         "drawn = generator.integers(0, queries, size=(len(block), queries))",
@@ -124,74 +132,179 @@ FAULTS: dict[str, tuple[str, str]] = {
     ),
     "the seed is ignored": ("np.random.default_rng(seed)", "np.random.default_rng(0)"),
     "the resamples are different every time": ("np.random.default_rng(seed)", "np.random.default_rng()"),
+    "the seed of the gate is not handed on": ("gate.resamples, gate.seed)", "gate.resamples, 0)"),
     "the lower bound is at half the confidence": (
-        "low = np.quantile(means, 1 - gate.confidence,",
-        "low = np.quantile(means, (1 - gate.confidence) / 2,",
+        "low = float(np.quantile(means, 1 - confidence,",
+        "low = float(np.quantile(means, (1 - confidence) / 2,",
     ),
-    "the bounds have a confidence of their own": (
-        "low = np.quantile(means, 1 - gate.confidence,",
-        "low = np.quantile(means, 0.05,",
+    "the bootstrap's lower bound is not looked at": ("min(interval.low, low), max", "interval.low, max"),
+    "the bootstrap's upper bound is not looked at": ("max(interval.high, high))", "interval.high)"),
+    "the narrower of two lower bounds counts": ("min(interval.low, low), max", "max(interval.low, low), max"),
+    "the narrower of two upper bounds counts": ("max(interval.high, high))", "min(interval.high, high))"),
+    "the bounds are the bootstrap's alone": (
+        "widened(t_interval(self.differences[name], self.clusters, confidence), of_metric",
+        "widened(Interval(mean(self.differences[name]), 1.0, -1.0), of_metric",
     ),
-    "the upper bound is at another confidence": (
-        "high = np.quantile(means, gate.confidence,",
-        "high = np.quantile(means, 0.95,",
+    "another metric's resamples are taken": ("list(self.differences).index(name)]", "0]"),
+    "clusters are ignored": (
+        "clusters=None if candidate.clusters is None else np.asarray(candidate.clusters)",
+        "clusters=None",
     ),
-    "the bounds change places": (
-        "    telling = 0.5",
-        "    low, high = high, low\n    telling = 0.5",
+    "clusters are ignored by the bounds": (
+        "widened(t_interval(self.differences[name], self.clusters, confidence)",
+        "widened(t_interval(self.differences[name], None, confidence)",
     ),
-    "a handful of queries is proof": (
-        "telling = 0.5 ** np.count_nonzero(table, axis=0) <=",
-        "telling = 0 * table[0] <=",
+    "clusters are ignored by the detectable gain": (
+        "clustered_error(self.differences[name], self.clusters)[0]",
+        "clustered_error(self.differences[name], None)[0]",
     ),
-    "one query more is asked of a handful": ("<= 1 - gate.confidence", "<= (1 - gate.confidence) / 2"),
+    "clusters that cancel out make sure": ("return max(jackknife, independent)", "return jackknife"),
+    "the jackknife forgets the size of what is left": ("/ (queries - sizes)", "/ queries"),
+    "the jackknife is a variance of means, not of their mean": ("(groups - 1) / groups *", "1 / groups *"),
+    "there are as many degrees of freedom as queries": ("stdtrit(effective - 1,", "stdtrit(len(differences) - 1,"),
+    "there are as many degrees of freedom as clusters": ("stdtrit(effective - 1,", "stdtrit(effective,"),
+    "the number of clusters takes no heed of their sizes": (
+        "effective = queries**2 / float(np.sum(sizes.astype(np.float64) ** 2))",
+        "effective = float(groups)",
+    ),
+    "one cluster is proof": ("if effective > 1 else math.inf", "if effective > 1 else 0.0"),
+    "a handful of queries is proof": ("if 0.5 ** np.count_nonzero(differences) <=", "if 0 <="),
+    "one query more is asked of a handful": (
+        "np.count_nonzero(differences) <= 1 - confidence",
+        "np.count_nonzero(differences) <= (1 - confidence) / 2",
+    ),
     "rounding errors are gains": (
-        "value = np.round(table.mean(axis=0), _DECIMALS)",
-        "value = table.mean(axis=0) + 1e-17",
+        "return float(np.round(differences.mean(), _DECIMALS))",
+        "return float(differences.mean() + 1e-17)",
     ),
-    "slices are not judged": ("if part.judged and not", "if False and not"),
-    "small slices are judged": ("judged=name == GOLDEN or size >=", "judged=name == GOLDEN or 1 >= 0 * size *"),
-    "a slice needs one query more": ("size >= gate.min_slice_queries", "size > gate.min_slice_queries"),
+    "clusters may differ between the sides": (
+        "if not _same(candidate.clusters, production.clusters",
+        "if False and not _same(candidate.clusters, production.clusters",
+    ),
+    "near duplicates may differ between the sides": (
+        "if not _same(candidate.near_duplicates, production",
+        "if False and not _same(candidate.near_duplicates, production",
+    ),
+    "slices may differ between the sides": (" and np.array_equal(first, second)", ""),
+    "near duplicates decide": ("return self.take(~self.near_duplicates)", "return self"),
+    "near duplicates alone decide": (
+        "return self.take(~self.near_duplicates)",
+        "return self.take(self.near_duplicates)",
+    ),
+    "near duplicates are not said": ("    if decision.near_duplicates:\n", "    if False:\n"),
+    "the other figure is without near duplicates": (
+        "{name: mean(everything.differences[name])",
+        "{name: mean(pair.differences[name])",
+    ),
+    "nothing left is something": ("    if not pair.queries:\n", "    if pair.queries < 0:\n"),
+    "the ceiling is everywhere": ("return above is not None and bool(", "return above is None or bool("),
+    "the ceiling is at, not above": (".mean() > above)", ".mean() >= above)"),
+    "near the ceiling Recall@10 may fall": ("if not low > -NOT_INFERIOR:", "if not low > -1:"),
+    "near the ceiling Recall@10 must not fall at all": ("if not low > -NOT_INFERIOR:", "if not low > 0:"),
+    "near the ceiling MRR need not rise": ('if at_ceiling and name == "recall_at_10":', "if at_ceiling:"),
+    "near the ceiling MRR need not rise, Recall@10 must": (
+        'if at_ceiling and name == "recall_at_10":',
+        'if at_ceiling and name == "mrr":',
+    ),
+    "near the ceiling the confidence is the gate's": (
+        "means, gate, NOT_INFERIOR_CONFIDENCE).low",
+        "means, gate, 0.9999).low",
+    ),
+    "slices are not judged": (
+        "judged = {name: one for name, one in slices.items() if one.judged and",
+        "judged = {name: one for name, one in slices.items() if False and",
+    ),
+    "small slices are judged": ("judged=part.queries >= least", "judged=True"),
+    "a slice needs one query more": ("judged=part.queries >= least", "judged=part.queries > least"),
     "the rise of a slice counts as a fall": ("not value >= -gate.max_slice_drop", "not value <= gate.max_slice_drop"),
     "no slice may fall at all": ("not value >= -gate.max_slice_drop", "not value >= 0"),
     "a slice may fall by less than the rule says": (
         "not value >= -gate.max_slice_drop",
         "not value > -gate.max_slice_drop",
     ),
-    "a slice is everything but itself": (
-        "differences[m][masks[name]].mean()",
-        "differences[m][~masks[name]].mean()",
+    "a slice may fall by chance": (" and not chance >= _SLICE_ERROR / (len(DECISIVE) * len(judged))", ""),
+    "the number of slices is forgotten": ("(len(DECISIVE) * len(judged))", "len(DECISIVE)"),
+    "the number of metrics is forgotten": ("(len(DECISIVE) * len(judged))", "len(judged)"),
+    "slices that are not judged count": ("(len(DECISIVE) * len(judged))", "(len(DECISIVE) * len(slices))"),
+    "built-in slices are judged like any other": (
+        " and name not in (GOLDEN, NEW_DOCUMENTS)}",
+        "}",
     ),
-    "slices may differ between the sides": ("and np.array_equal(mask, other)", ""),
+    "chance is two-sided": (
+        "stdtr(len(differences) - 1, fall / error)",
+        "2 * stdtr(len(differences) - 1, fall / error)",
+    ),
+    "chance is that of a rise": (
+        "stdtr(len(differences) - 1, fall / error)",
+        "stdtr(len(differences) - 1, -fall / error)",
+    ),
+    "a slice is everything but itself": (
+        "pair.differences[metric][pair.slices[name]]",
+        "pair.differences[metric][~pair.slices[name]]",
+    ),
+    "a slice's mean is everybody's": ("mean(part.differences[metric])", "mean(pair.differences[metric])"),
     "slices may be missing on one side": ("if candidate.slices.keys() != production.slices.keys():", "if False:"),
-    "the golden slice needs thirty queries": ("judged=name == GOLDEN or size", "judged=size"),
+    "the golden slice needs thirty queries": ("{GOLDEN: 1, NEW_DOCUMENTS", "{NEW_DOCUMENTS"),
+    "the golden slice is without near duplicates": ("_golden_falls(everything, gate)", "_golden_falls(pair, gate)"),
+    "golden queries may drop out": ("if lost and golden.queries < GOLDEN_STATISTICS:", "if False:"),
+    "no golden query of many may drop out": (
+        "golden.queries < GOLDEN_STATISTICS:",
+        "golden.queries <= GOLDEN_STATISTICS:",
+    ),
+    "a golden query of 99 may drop out": (
+        "golden.queries < GOLDEN_STATISTICS:",
+        "golden.queries < GOLDEN_STATISTICS - 1:",
+    ),
+    "golden queries that nobody finds drop out": ('(golden.production["recall_at_10"] > 0) & ~', "~"),
+    "golden queries drop out by halves": (
+        '~(golden.candidate["recall_at_10"] > 0)',
+        '(golden.candidate["recall_at_10"] < golden.production["recall_at_10"])',
+    ),
     "the golden slice may fall a little": (
-        "            if not delta.high >= 0\n",
-        "            if not delta.high >= -1\n",
+        "found = golden.interval(name, gate)\n        if not found.high >= 0:",
+        "found = golden.interval(name, gate)\n        if not found.high >= -1:",
     ),
     "the golden slice may not fall by chance": (
-        "            if not delta.high >= 0\n",
-        "            if not delta.value > 0\n",
+        "found = golden.interval(name, gate)\n        if not found.high >= 0:",
+        "found = golden.interval(name, gate)\n        if found.value < 0:",
     ),
-    "the golden slice is judged by Recall@10 alone": (
-        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE}, gate)",
-        "of_golden = _bootstrap({name: differences[name][golden] for name in DECISIVE[:1]}, gate)",
+    "the golden slice is all queries": ("golden = everything.slice(GOLDEN)", "golden = everything"),
+    "new documents may get worse": (
+        "found = new.interval(name, gate)\n        if not found.high >= 0:",
+        "found = new.interval(name, gate)\n        if not found.high >= -1:",
     ),
-    "the golden slice is all queries": ("differences[name][golden] for name", "differences[name] for name"),
+    "new documents may not fall by chance": (
+        "found = new.interval(name, gate)\n        if not found.high >= 0:",
+        "found = new.interval(name, gate)\n        if found.value < 0:",
+    ),
+    "the unseen slice is inverted": (
+        "return self.take(self.slices[name]) if name in self.slices else None",
+        "return self.take(self.slices[name] ^ (name == NEW_DOCUMENTS)) if name in self.slices else None",
+    ),
+    "a few new documents are judged": ("not new.queries >= NEW_DOCUMENT_QUERIES", "not new.queries >= 1"),
+    "one more new document is asked for": (
+        "not new.queries >= NEW_DOCUMENT_QUERIES",
+        "not new.queries > NEW_DOCUMENT_QUERIES",
+    ),
+    "that nothing is said of new documents is not said": ("if new.queries < NEW_DOCUMENT_QUERIES:", "if False:"),
     "other metrics may get worse": ("if name not in DECISIVE and not delta.high >= 0:", "if False:"),
     "other metrics may not fall by chance": (
         "if name not in DECISIVE and not delta.high >= 0:",
         "if name not in DECISIVE and not delta.value >= 0:",
     ),
     "the detectable gain forgets the power": (
-        "return normal.inv_cdf(confidence) + normal.inv_cdf(POWER)",
+        "return normal.inv_cdf(confidence) + normal.inv_cdf(POWER ** (1 / len(DECISIVE)))",
         "return normal.inv_cdf(confidence)",
     ),
+    "the power is that of one metric": ("normal.inv_cdf(POWER ** (1 / len(DECISIVE)))", "normal.inv_cdf(POWER)"),
     "the needed queries are those of the easier metric": (
-        "return max(counts) if len(counts) == len(needed) else None",
-        "return min(counts) if len(counts) == len(needed) else None",
+        "return max(math.ceil(",
+        "return min(math.ceil(",
     ),
-    "a loss needs queries too": ("return max(counts) if len(counts) == len(needed) else None", "return max(counts)"),
+    "metrics that do not vary need no queries": (
+        "if not all(error > 0 for error in errors):",
+        "if not any(error > 0 for error in errors):",
+    ),
 }
 
 
