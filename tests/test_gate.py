@@ -43,29 +43,21 @@ def judge(
     mrr: tuple[Floats, Floats] | None = None,
     *,
     rule: Gate = RULE,
-    slices: Mapping[str, Any] | None = None,
     vetoes: Sequence[str] = (),
-    clusters: Any = None,
-    near_duplicates: Any = None,
     candidate: Mapping[str, Any] | None = None,
     production: Mapping[str, Any] | None = None,
-    **more: tuple[Any, Any],
+    **more: Any,
 ) -> Any:
     """Decide on (candidate, production) columns; MRR's are Recall@10's unless given.
 
+    `more` holds fields that both sides share (`slices`, `clusters`, `near_duplicates`), and columns of further metrics.
     `candidate` and `production` replace fields of that side's scores.
     """
+    shared = {name: more.pop(name) for name in ("slices", "clusters", "near_duplicates") if name in more}
     columns = {"recall_at_10": recall, "mrr": mrr or recall, **more}
     queries = tuple(f"query {i}" for i in range(len(recall[0])))
     sides = [
-        gate.Scores(
-            model,
-            queries,
-            {name: pair[i] for name, pair in columns.items()},
-            dict(slices or {}),
-            clusters,
-            near_duplicates,
-        )
+        gate.Scores(model, queries, {name: pair[i] for name, pair in columns.items()}, **shared)
         for i, model in enumerate(("fingerprint of the candidate", "fingerprint of production"))
     ]
     sides[0] = dataclasses.replace(sides[0], **(candidate or {}))
