@@ -312,6 +312,13 @@ class Limits(Parameters):
         "Above that: commits after which everything is listed again; in between, only recent partitions are.",
         ge=1,
     )
+    max_removed_share: float = _field(
+        0.5,
+        11,
+        "Known objects that may be gone at once / all known ones; with more the night is blocked. 1 confirms them.",
+        ge=0,
+        le=1,
+    )
 
 
 class Model(BaseModel):

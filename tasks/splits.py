@@ -11,7 +11,7 @@ import hashlib
 import json
 import secrets
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
@@ -122,21 +122,41 @@ class Split:
 def load_split(store: Store) -> Split:
     """Read the split of a store, made on first use and never changed after; of racing first uses one wins.
 
-    Raises SplitError when what is stored is not a split, or was made by another rule: guessing would move
-    queries from one side to another.
+    Where it was lost, it is put back as the log has it. Raises SplitError when what is stored is not a split, was made
+    by another rule, or is lost although it was used: guessing would move queries from one side to another.
     """
     blob = store.find(SPLIT_KEY)
     if blob is None:
-        new = Split(secrets.token_hex(16))
-        document = {"rule": RULE, "salt": new.salt, "dev": new.dev, "test": new.test}
+        new = _recorded(store) or Split(secrets.token_hex(16))
+        document = {"rule": RULE, **asdict(new)}
         if store.put_if_absent(SPLIT_KEY, json.dumps(document).encode()) is not None:
             return new
         blob = store.get(SPLIT_KEY)
+    return _parse(store.uri(SPLIT_KEY), blob.body)
+
+
+def _parse(uri: str, body: bytes) -> Split:
     try:
-        stored = json.loads(blob.body)
+        stored = json.loads(body)
         rule, split = stored["rule"], Split(stored["salt"], float(stored["dev"]), float(stored["test"]))
     except (ValueError, KeyError, TypeError, SplitError) as error:
-        raise SplitError(f"{store.uri(SPLIT_KEY)} is not a split: {error!r}") from error
+        raise SplitError(f"{uri} is not a split: {error!r}") from error
     if rule != RULE:
-        raise SplitError(f"{store.uri(SPLIT_KEY)} was made by rule {rule}, this is rule {RULE}")
+        raise SplitError(f"{uri} was made by rule {rule}, this is rule {RULE}")
     return split
+
+
+def _recorded(store: Store) -> Split | None:
+    """The split as the last entry of the log has it; None for a store that has not used one yet."""
+    entries = sorted(entry.key for entry in store.entries("log/"))
+    if not entries:
+        return None
+    recorded = json.loads(store.get(entries[-1]).body).get("split")
+    if recorded:
+        return _parse(store.uri(entries[-1]), json.dumps(recorded).encode())
+    if any(entry.key.endswith("/checks.json") for entry in store.entries("runs/")):
+        raise SplitError(
+            f"{store.uri(SPLIT_KEY)} is missing, and a new one would make training queries test queries: restore it "
+            "from the bucket's versions"
+        )
+    return None  # an older version took objects in before it made the split

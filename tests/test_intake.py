@@ -302,7 +302,7 @@ def test_a_crash_at_any_write_loses_and_doubles_nothing(bucket: Store, monkeypat
 def test_what_a_crash_left_without_quarantine_is_completed_before_the_next_commit(store: Store) -> None:
     """The file of the last commit may be missing; whoever comes next writes it, from what the commit names."""
     store.put("pairs/a.jsonl", lines("q1", bad=2))
-    dying = faulty(store, at=4)  # batch, rejected rows, entry, quarantine
+    dying = faulty(store, at=5)  # split, batch, rejected rows, entry, quarantine
     with pytest.raises(Crash):
         take_in(dying, writer="dies")
     assert commit_log.load(store).commit == 1

@@ -2,18 +2,24 @@
 
 from tasks.intake.batch import BATCH, with_origin
 from tasks.intake.commit_log import Commit, LogError
-from tasks.intake.read import ROWS, counts, new_pairs, quarantined, read_rows
-from tasks.intake.take import take_in
+from tasks.intake.read import ROWS, Changes, Refused, changes, counts, new_pairs, quarantined, read_rows, refused
+from tasks.intake.take import Intake, Pending, take_in
 
 __all__ = [
     "BATCH",
     "ROWS",
+    "Changes",
     "Commit",
+    "Intake",
     "LogError",
+    "Pending",
+    "Refused",
+    "changes",
     "counts",
     "new_pairs",
     "quarantined",
     "read_rows",
+    "refused",
     "take_in",
     "with_origin",
 ]

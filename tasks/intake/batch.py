@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import orjson
 import pyarrow as pa
@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 from tasks.config import Limits
 from tasks.intake import commit_log
 from tasks.intake.commit_log import Commit, Source
-from tasks.parsing import PARSED, Chunk, kind_of, parse
+from tasks.parsing import PARSED, Chunk, Understood, kind_of, parse
 from tasks.storage import Entry, Store
 
 BATCH: Final = pa.schema(
@@ -39,18 +39,24 @@ class Batch:
         self._group: list[pa.RecordBatch] = []
         self._group_rows = self._group_bytes = 0
         self.sources: list[Source] = []
-        self._rows = self._bytes = 0
+        self._understood: dict[str, dict[str, Any]] = {}
+        self._rows = self._bytes = self._rejections = 0
 
     def add(self, entry: Entry, body: bytes | Chunk, limits: Limits) -> None:
         """Parse one object, or take what is known of it without reading it."""
         accepted = rejected = 0
+        understood: Understood | None = None
         with self._rejected_path.open("ab") as file:
             for chunk in parse(entry.key, body, limits) if isinstance(body, bytes) else [body]:
                 accepted += chunk.rows.num_rows
                 rejected += len(chunk.rejected)
+                understood = chunk.understood or understood
                 self._add_rows(entry.key, chunk.rows)
                 file.writelines(orjson.dumps(asdict(row), option=orjson.OPT_APPEND_NEWLINE) for row in chunk.rejected)
+        self._rejections += rejected
+        rejected = rejected if understood is None else understood.rejected
         self.sources.append(Source(entry.key, entry.etag, accepted, rejected))
+        self._understood[entry.key] = _record(understood)
         self._rows += accepted + rejected
         self._bytes += entry.size
 
@@ -78,8 +84,8 @@ class Batch:
         many = len(self.sources) >= _COMMIT_OBJECTS
         return bool(self.sources) and (rows >= limits.max_commit_rows or self._bytes >= limits.max_commit_bytes or many)
 
-    def store(self, store: Store, commit: int, writer: str, full: bool) -> Commit:
-        """Store the rows under their own sha256, and return the entry that names them."""
+    def store(self, store: Store, commit: int, writer: str, full: bool, **more: Any) -> Commit:
+        """Store the rows under their own sha256, and return the entry that names them, with what `more` adds to it."""
         self._flush()
         if self._writer is not None:
             self._writer.close()
@@ -88,14 +94,16 @@ class Batch:
         return Commit(
             commit=commit,
             writer=writer,
-            at=datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z"),
+            at=now(),
             full_listing=full,
             objects=tuple(self.sources),
             accepted=accepted,
             rejected=rejected,
             batch=_upload(store, self._rows_path) if accepted else None,
-            rejected_rows=_upload(store, self._rejected_path) if rejected else None,
-            quarantine=commit_log.quarantine_key(commit) if rejected else None,
+            rejected_rows=_upload(store, self._rejected_path) if self._rejections else None,
+            quarantine=commit_log.quarantine_key(commit) if self._rejections else None,
+            understood=self._understood,
+            **more,
         )
 
 
@@ -105,6 +113,17 @@ def with_origin(key: str, rows: pa.RecordBatch) -> pa.RecordBatch:
     columns["kind"] = pa.repeat(pa.scalar(kind_of(key)), rows.num_rows)
     columns["object"] = pa.repeat(pa.scalar(key), rows.num_rows)
     return pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH)
+
+
+def now() -> str:
+    """This moment in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def _record(understood: Understood | None) -> dict[str, Any]:
+    """What is worth keeping of what the reader understood: all that is said, but for what the source says itself."""
+    fields = {} if understood is None else asdict(understood)
+    return {name: value for name, value in fields.items() if value and name not in {"object", "accepted", "rejected"}}
 
 
 def _upload(store: Store, path: Path) -> str:

@@ -6,6 +6,8 @@ commit leaves only files that nobody names. Rejected rows take one step more: th
 number, which nobody knows before the race is won, so it is copied afterwards from what the commit names, and
 **before commit n + 1 is written, by whoever writes that**. Only the last commit's file can ever be missing.
 
+An object that has gone is removed by an entry too, with its key under `removed`: nothing that happened is unwritten.
+
 The state after commit n (each object's current ETag and the place of its rows) is kept now and then under
 `cache/log/`, so that reading the log does not grow with its age. Those checkpoints are checked and can be deleted.
 """
@@ -17,11 +19,11 @@ import hashlib
 import re
 import secrets
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import orjson
 
@@ -48,6 +50,7 @@ class Source:
     etag: str
     accepted: int
     rejected: int
+    """Rows that were not taken; of an object that was refused, how many it probably holds."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +71,24 @@ class Commit:
     quarantine: str | None
     attempt: str = field(default_factory=lambda: secrets.token_hex(8))
     """Makes two attempts different bytes even where everything else is the same: only one of them wins."""
+    understood: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """What the reader made of each object: format, columns used and ignored, judgements, the refusal."""
+    removed: tuple[str, ...] = ()
+    """Keys of objects that are no longer there; their rows no longer count."""
+    reader: Mapping[str, Any] = field(default_factory=dict)
+    """The parser's version and its caps: what they refused, others may take."""
+    split: Mapping[str, Any] = field(default_factory=dict)
+    """The split, so that it is not lost with `split.json`."""
 
     @property
     def key(self) -> str:
         """Where the entry is."""
         return log_key(self.commit)
+
+    def refusal(self, key: str) -> str:
+        """Why nothing of an object was taken; empty where something was."""
+        found = self.understood.get(key, {}).get("refusal")
+        return f"{found['reason']}: {found['remedy']}".removesuffix(": ") if found else ""
 
 
 class Live(NamedTuple):
@@ -87,6 +103,8 @@ class Live(NamedTuple):
     """Row of that commit's batch at which they start."""
     accepted: int
     rejected: int
+    refusal: str = ""
+    """Why nothing of it was taken; empty where something was."""
 
 
 @dataclass
@@ -103,6 +121,8 @@ class State:
     """Key of the batch by commit."""
     rejected_rows: dict[int, tuple[str, str]] = field(default_factory=dict)
     """Keys of the rejected rows by commit: as the commit stored them, and in quarantine."""
+    readers: dict[int, Mapping[str, Any]] = field(default_factory=dict)
+    """The parser's version and its caps by commit."""
     read: int = 0
     """Entries that were read one by one since the last checkpoint."""
 
@@ -114,12 +134,18 @@ class State:
         for source in entry.objects:
             before = self.objects.get(source.key)
             first = entry.commit if before is None else before.first
-            self.objects[source.key] = Live(source.etag, first, entry.commit, start, source.accepted, source.rejected)
+            self.objects[source.key] = Live(
+                source.etag, first, entry.commit, start, source.accepted, source.rejected, entry.refusal(source.key)
+            )
             start += source.accepted
+        for key in entry.removed:
+            self.objects.pop(key, None)
         if entry.batch is not None:
             self.batches[entry.commit] = entry.batch
         if entry.rejected_rows is not None and entry.quarantine is not None:
             self.rejected_rows[entry.commit] = entry.rejected_rows, entry.quarantine
+        if entry.reader:
+            self.readers[entry.commit] = entry.reader
         if entry.full_listing:
             self.full_listing = entry.commit
         self.commit = entry.commit
@@ -180,6 +206,7 @@ def _parse(store: Store, commit: int, body: bytes) -> Commit:
     try:
         fields = orjson.loads(body)
         fields["objects"] = tuple(Source(**source) for source in fields["objects"])
+        fields["removed"] = tuple(fields.get("removed", ()))
         return Commit(**fields)
     except (ValueError, TypeError, KeyError) as error:
         raise LogError(f"{store.uri(log_key(commit))} is not a commit: {error}") from error
@@ -193,11 +220,18 @@ def append(store: Store, state: State, entry: Commit) -> bool:
 
     The rejected rows of the commit before must be in quarantine by now: see `complete`.
     """
-    body = orjson.dumps(asdict(entry), option=orjson.OPT_INDENT_2)
+    body = as_json(entry)
     if store.put_if_absent(entry.key, body) is None:
         return False
     state.apply(entry, body)
     return True
+
+
+def as_json(entry: Commit) -> bytes:
+    """The bytes of an entry; parts that are empty, and that older versions did not know, are left out."""
+    optional = {"understood", "removed", "reader", "split"}
+    fields = {name: value for name, value in asdict(entry).items() if value or name not in optional}
+    return orjson.dumps(fields, option=orjson.OPT_INDENT_2)
 
 
 def complete(store: Store, state: State) -> None:
@@ -228,6 +262,7 @@ def checkpoint(store: Store, state: State) -> None:
         "objects": {key: tuple(live) for key, live in state.objects.items()},
         "batches": state.batches,
         "rejected_rows": state.rejected_rows,
+        "readers": state.readers,
     }
     body = gzip.compress(orjson.dumps(fields, option=orjson.OPT_NON_STR_KEYS), 1, mtime=0)
     store.put(f"cache/log/{state.commit:012d}-{hashlib.sha256(body).hexdigest()}.json.gz", body)
@@ -258,5 +293,6 @@ def _from_checkpoint(store: Store, commit: int | None) -> State:
                 objects={key: Live(*live) for key, live in fields["objects"].items()},
                 batches={int(number): batch for number, batch in fields["batches"].items()},
                 rejected_rows={int(number): (keys[0], keys[1]) for number, keys in fields["rejected_rows"].items()},
+                readers={int(number): reader for number, reader in fields.get("readers", {}).items()},
             )
     return State()

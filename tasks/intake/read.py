@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Final
 
 import orjson
@@ -79,6 +80,46 @@ def new_pairs(store: Store, since: int, upto: int) -> int:
     )
 
 
+@dataclass(frozen=True)
+class Refused:
+    """An object of which nothing was taken."""
+
+    key: str
+    reason: str
+    rows: int
+    """How many rows it probably holds."""
+
+
+def refused(store: Store, commit: int) -> list[Refused]:
+    """The objects up to a commit of which nothing was taken, the largest first."""
+    objects = commit_log.load(store, commit).objects
+    found = [Refused(key, live.refusal, live.rejected) for key, live in objects.items() if live.refusal]
+    return sorted(found, key=lambda one: (-one.rows, one.key))
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What the commits after one, up to another, changed."""
+
+    new_pairs: int
+    """Rows of `pairs/` that were accepted."""
+    removed: int
+    """Objects that are gone, or hold no rows any more."""
+
+
+def changes(store: Store, since: int, upto: int) -> Changes:
+    """What the commits after `since`, up to `upto`, changed; everything, where `since` is of a log that is no more."""
+    since = since if since <= upto else 0
+    before = commit_log.load(store, since).objects if since else {}
+    removed: set[str] = set()
+    rows = 0
+    for entry in commit_log.read(store, range(since + 1, upto + 1)):
+        rows += sum(source.accepted for source in entry.objects if kind_of(source.key) == "pair")
+        removed.update(entry.removed)
+        removed.update(source.key for source in entry.objects if not source.accepted)
+    return Changes(rows, len([key for key in removed if key in before and before[key].accepted + before[key].rejected]))
+
+
 def quarantined(store: Store) -> Iterator[Rejected]:
     """Rejected rows of all objects as they are now: those of an object that was corrected since are left out.
 
@@ -92,5 +133,6 @@ def quarantined(store: Store) -> Iterator[Rejected]:
             raise LogError(f"{store.uri(key)} is missing")
         for line in blob.body.splitlines():
             row = Rejected(**orjson.loads(line))
-            if log.objects[row.object].last == number:
+            live = log.objects.get(row.object)
+            if live is not None and live.last == number:
                 yield row
