@@ -304,12 +304,12 @@ class Limits(Parameters):
     max_commit_rows: int = _field(200_000, 7, "Rows after which an intake commit is closed.", ge=1)
     max_commit_bytes: int = _field(1 << 28, 8, "Bytes of source objects after which an intake commit is closed.", ge=1)
     full_listing_below: int = _field(
-        10_000, 9, "Up to this many known objects every night lists all of them: it costs little.", ge=0
+        10_000, 9, "Up to this many known objects the watch lists all of them, as every night does: it costs little.", ge=0
     )
     full_listing_commits: int = _field(
         8,
         10,
-        "Above that: commits after which everything is listed again; in between, only recent partitions are.",
+        "Above that: commits after which the watch lists everything again; in between, only recent partitions.",
         ge=1,
     )
     max_removed_share: float = _field(

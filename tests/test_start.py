@@ -115,6 +115,8 @@ def test_a_night_goes_on_from_production(store: Store, tmp_path: Path) -> None:
     The second night's loss begins lower than the first's did, its rows are the new ones and as many old ones, and
     another attempt without its result decides the same although production has changed meanwhile.
     """
+    split = {"rule": splits.RULE, "salt": "salt", "dev": 0.05, "test": 0.15}  # a random one may leave too little
+    store.put(splits.SPLIT_KEY, orjson.dumps(split))
     training = settings(str(tiny_models.save(tmp_path / "base")), start_from="production", batch_size=4)
     half = len(PAIRS) // 2
     first = night.train(store, "20261101T000000Z-00000000", upload(store, "a", PAIRS[:half]), training, tmp_path)
