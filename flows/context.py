@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 from uuid import uuid4
 
 from prefect.runtime import flow_run
 
 from tasks.runs import run_id
+from tasks.storage import normalise
+
+_REMEDY: Final = "name a folder of your own in RATCHET_WORK"
+
+
+class WorkFolderError(Exception):
+    """The folder for models and vectors cannot be trusted; the message says why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -29,24 +38,47 @@ def this_run() -> ThisRun:
 
 
 def store_url(store: str | None) -> str:
-    """The store that was asked for, else the one that `RATCHET_STORE` names.
+    """The address of the store that was asked for, else of the one that `RATCHET_STORE` names, normalised.
 
     Raises:
         ValueError: Neither is given.
+        StoreError: It is not the address of a store.
     """
     url = store or os.environ.get("RATCHET_STORE")
     if not url:
         raise ValueError("no store: give the parameter `store` or set RATCHET_STORE to s3://bucket/prefix")
-    return url
+    return normalise(url)
 
 
 def work_folder() -> Path:
     """Where models and vectors are kept on this machine between runs; may be deleted at any time.
 
     `RATCHET_WORK`, else `ratchet` in the user's cache folder; readable by its owner only.
+
+    Raises:
+        WorkFolderError: Somebody else can write there: what they put there would be served as a vector or a model.
     """
     named = os.environ.get("RATCHET_WORK")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(named) if named else cache / "ratchet"
+    folder = Path(named).absolute() if named else cache / "ratchet"
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    _check_ours(folder, stat.S_IWGRP | stat.S_IWOTH)
+    for inside in folder.iterdir():
+        _check_ours(inside, stat.S_IWOTH)
+    folder.chmod(0o700)
     return folder
+
+
+def _check_ours(path: Path, writable: int) -> None:
+    """Raise WorkFolderError for a symbolic link, another user's file, or a mode with one of the bits `writable`."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:  # another run has just replaced it
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise WorkFolderError(f"{path} is a symbolic link: {_REMEDY}")
+    if status.st_uid != os.geteuid():
+        raise WorkFolderError(f"{path} belongs to another user (uid {status.st_uid}): {_REMEDY}")
+    if status.st_mode & writable:
+        mode = stat.S_IMODE(status.st_mode)
+        raise WorkFolderError(f"{path} can be written to by other users (mode {mode:04o}): {_REMEDY}, or delete it")

@@ -304,7 +304,10 @@ class Limits(Parameters):
     max_commit_rows: int = _field(200_000, 7, "Rows after which an intake commit is closed.", ge=1)
     max_commit_bytes: int = _field(1 << 28, 8, "Bytes of source objects after which an intake commit is closed.", ge=1)
     full_listing_below: int = _field(
-        10_000, 9, "Up to this many known objects the watch lists all of them, as every night does: it costs little.", ge=0
+        10_000,
+        9,
+        "Up to this many known objects the watch lists all of them, as every night does: it costs little.",
+        ge=0,
     )
     full_listing_commits: int = _field(
         8,

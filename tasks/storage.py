@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 import secrets
 import tempfile
 import threading
@@ -54,6 +55,10 @@ _ADVICE: Final = {
     "AccessDenied": "deployments/iam/trainer.json grants what a night needs",
 }
 """What to look at, by the code of an error whose message does not say it."""
+
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_AVOID: Final = frozenset('\\{}^%`[]"<>~|?*')
+"""Characters that S3 advises against, and those that policies and event filters read as wildcards."""
 
 _CONFLICT: Final = 409
 _NOT_WRITTEN: Final = {404, 412, _CONFLICT}
@@ -130,6 +135,31 @@ class Blob:
     etag: str
 
 
+def normalise(url: str) -> str:
+    """The one spelling of a store's address: `s3://bucket` or `s3://bucket/prefix`, without a slash at the end.
+
+    Events, alerts and policies name a store by it, so an address that could be read as another one is refused.
+
+    Raises:
+        StoreError: It has another form, an empty part, `.` or `..`, or a character that S3 advises against.
+    """
+    if "@" in url:  # and it is not repeated
+        raise StoreError("a store is named s3://bucket/prefix, without credentials: set AWS_ACCESS_KEY_ID and so on")
+    scheme, separator, rest = url.partition("://")
+    bucket, *parts = rest.rstrip("/").split("/")
+    if scheme != "s3" or not separator or not _BUCKET.fullmatch(bucket):
+        raise StoreError(f"a store is named s3://bucket/prefix, got {url!r}")
+    for part in parts:
+        if part in {"", ".", ".."}:
+            raise StoreError(f"a store is named s3://bucket/prefix, got {url!r}: the prefix has the part {part!r}")
+    bad = sorted({char for char in "".join(parts) if char in _AVOID or not char.isprintable() or char.isspace()})
+    if bad:
+        raise StoreError(
+            f"a store is named s3://bucket/prefix, got {url!r}: the prefix has {', '.join(map(repr, bad))}"
+        )
+    return "/".join(["s3:/", bucket, *parts])
+
+
 class Store:
     """Objects under `s3://bucket/prefix`; every key taken or returned is relative to that prefix.
 
@@ -149,12 +179,9 @@ class Store:
         reader: Callable[[], S3Store | None] | None = None,
         reconnect: Callable[[], Connection] | None = None,
     ) -> None:
-        bucket, _, prefix = url.removeprefix("s3://").partition("/")
-        if not url.startswith("s3://") or not bucket:
-            raise StoreError(f"a store is named s3://bucket/prefix, got {url!r}")
-        self.bucket: str = bucket
-        self.prefix: str = prefix.strip("/") + "/" if prefix.strip("/") else ""
-        self.url: str = f"s3://{self.bucket}/{self.prefix}".rstrip("/")
+        self.url: str = normalise(url)
+        self.bucket, _, prefix = self.url.removeprefix("s3://").partition("/")
+        self.prefix: str = f"{prefix}/" if prefix else ""
         self._client = client
         self._make_reader = reader
         self._made_reader: tuple[S3Store | None] | None = None
@@ -168,7 +195,7 @@ class Store:
         When the server refuses the credentials later, the settings are read once more: they may have been rotated.
         Raises StoreError when the URL names no bucket or the settings do not make a client.
         """
-        bucket = url.removeprefix("s3://").partition("/")[0]
+        bucket = normalise(url).split("/")[2]
         connection = _connect(url, bucket, threads)
         return cls(url, connection.client, connection.reader, lambda: _connect(url, bucket, threads))
 

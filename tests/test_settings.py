@@ -50,7 +50,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "key", "reason"),
     [
-        ("store.url = 'https://x'", "store.url", "pattern"),
+        ("store.url = 'https://x'", "store.url", "a store is named s3://bucket/prefix"),
         ("schedule.cron = '30 25 * * *'", "schedule.cron", "not a cron expression"),
         ("schedule.cron = '0 30 3 * * *'", "schedule.cron", "cron"),
         ("schedule.timezone = 'Mars'", "schedule.timezone", "IANA"),

@@ -83,11 +83,23 @@ def _expected() -> tuple[type[Exception], ...]:
     from deployments.server.deploy import DeployError
     from deployments.server.drain import DrainError
     from deployments.terminal.follow import RunError
+    from flows.context import WorkFolderError
     from tasks.registry import RegistryError
     from tasks.storage import StoreError
 
     files = (PermissionError, NotADirectoryError)  # a path that was named, and is not the caller's to use
-    return (CliError, local.StackError, DeployError, DrainError, RunError, StoreError, RegistryError, HTTPError, *files)
+    return (
+        CliError,
+        local.StackError,
+        DeployError,
+        DrainError,
+        RunError,
+        StoreError,
+        RegistryError,
+        WorkFolderError,
+        HTTPError,
+        *files,
+    )
 
 
 def _words(error: Exception) -> str:

@@ -74,9 +74,11 @@ def run(
             console, opened, deployment, {**dumped, "store": opened.url, "force": force, "reason": reason}
         )
     else:
+        from deployments.server.temporary import private_server
         from flows.retrain import retrain
 
-        outcome = retrain(store=opened.url, force=force, reason=reason, **given)
+        with private_server():
+            outcome = retrain(store=opened.url, force=force, reason=reason, **given)
     show.to(console, show.outcome(outcome))
     if outcome.verdict == "failed":
         raise typer.Exit(1)

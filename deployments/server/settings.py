@@ -37,8 +37,18 @@ class StoreSettings(Parameters):
     url: str | None = Field(
         None,
         description="Address of the store, s3://bucket/prefix. Left out: what RATCHET_STORE says where a worker runs.",
-        pattern=r"^s3://[^/]+(/.*)?$",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _is_normalised(cls, value: str | None) -> str | None:
+        """As events carry it: an automation that named the store otherwise would never fire."""
+        from tasks.storage import StoreError, normalise
+
+        try:
+            return None if value is None else normalise(value)
+        except StoreError as error:
+            raise ValueError(str(error)) from error
 
 
 class Schedule(Parameters):

@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, get_args
 from uuid import UUID
@@ -18,7 +18,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from deployments.terminal.text import escape
 from tasks.config import Outcome, Verdict
 from tasks.runs import read_outcome
-from tasks.storage import Store
+from tasks.storage import Store, StoreError, normalise
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -81,8 +81,15 @@ def under_way(deployment: str, store: Store) -> UUID | None:
             }
         )
         for run in client.read_flow_runs(flow_run_filter=chosen):
-            if run.parameters.get("store") == store.url:
+            if _address(run.parameters.get("store")) == store.url:
                 return run.id
+    return None
+
+
+def _address(store: object) -> str | None:
+    """The store that a run was started with, as stores spell it; None where it named none."""
+    with suppress(StoreError):
+        return normalise(store) if isinstance(store, str) else None
     return None
 
 

@@ -240,7 +240,7 @@ def test_the_disk_is_full(site: Site, night: Night, reference: Outcome, small_di
     version = _serve_the_base_model(night, tmp_path / "model")
     before = night.store.get("production.json").body
     site.stop_worker("gpu")
-    site.start_worker("gpu", RATCHET_WORK=str(small_disk), TMPDIR=str(small_disk))
+    site.start_worker("gpu", RATCHET_WORK=str(small_disk / "work"), TMPDIR=str(small_disk))
     run = night.start(reason="the disk is full")
     assert final(site.client, run) == "Failed"
     outcome = night.outcome(run)
