@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 
 from flows.context import store_url, work_folder
 from tasks import steps
 from tasks.config import Checks, Gate, Training
+from tasks.records import Checked, Scored
 
 _TRAINING, _GATE, _CHECKS = Training(), Gate(), Checks()
 
@@ -22,7 +21,7 @@ def fine_tune(
     training: Training = _TRAINING,
     gate: Gate = _GATE,
     checks: Checks = _CHECKS,
-) -> dict[str, Any]:
+) -> Scored | Checked:
     """Train on one commit, publish the candidate, score it and production on the same test set.
 
     The night's flow starts this on the GPU pool; everything but these small parameters goes through the store.
@@ -42,7 +41,7 @@ def fine_tune(
     """
     url, work = store_url(store), str(work_folder())
     leaks = steps.check_leaks(url, run_id, commit, training.base_model, checks, work)
-    if leaks["result"]["verdict"] != "ok":
+    if leaks.result.verdict != "ok":
         return leaks
     candidate = steps.train(url, run_id, commit, production, training, work)
-    return steps.score(url, run_id, commit, candidate["version"], production, training, gate, work)
+    return steps.score(url, run_id, commit, candidate.version, production, training, gate, work)

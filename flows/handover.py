@@ -24,6 +24,7 @@ from prefect.exceptions import PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run, task_run
 from prefect.states import Cancelling
+from pydantic import JsonValue
 
 
 class ChildFailedError(RuntimeError):
@@ -49,7 +50,7 @@ def _child_crashed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     retry_condition_fn=_child_crashed,
     # no timeout here: `_Patience` bounds the wait, and cancels the child when it ends
 )
-def fine_tune_elsewhere(deployment: str, parameters: dict[str, Any]) -> None:
+def fine_tune_elsewhere(deployment: str, parameters: dict[str, JsonValue]) -> None:
     """Run the fine-tuning on its own work pool; another attempt only when the child's machine or process died."""
     _hand_over(
         deployment,
@@ -73,7 +74,7 @@ class _Patience:
 
 def _hand_over(
     deployment: str,
-    parameters: dict[str, Any],
+    parameters: dict[str, JsonValue],
     *,
     idempotency_key: str,
     patience: _Patience | None = None,

@@ -3,50 +3,56 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
 
 from prefect import flow
 from prefect.logging import get_run_logger
+from pydantic import JsonValue
 
 from flows.context import ThisRun, store_url, this_run
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
 from tasks.config import Checks, Gate, Limits, Outcome, Reason, Training, Verdict
+from tasks.records import Settings
 from tasks.runs import now
 
 _TRAINING, _GATE, _CHECKS, _LIMITS = Training(), Gate(), Checks(), Limits()
 
 
 class Night:
-    """One run as it unfolds: what is known so far, and the seconds of every step."""
+    """One run as it unfolds: what its outcome would say now, and the seconds of every step."""
 
     def __init__(self, store: str, run: ThisRun, reason: str) -> None:
-        self.store, self.run, self.reason = store, run, reason
-        self._facts: dict[str, Any] = {"run_id": run.run_id, "reason": reason, "commit": 0, "started_at": now()}
-        self._seconds: dict[str, float] = {}
+        self.store, self.run = store, run
+        self._outcome = Outcome(
+            run_id=run.run_id, verdict="failed", reasons=[], commit=0, reason=reason, started_at=now()
+        )
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """Time a step, and say in one line that it is done and how long it took."""
+        """Time a step, and log one line when it is done."""
         begun = time.monotonic()
         yield
-        self._seconds[name] = round(time.monotonic() - begun, 2)
-        get_run_logger().info("%s: done in %.1f s", name, self._seconds[name])
+        seconds = round(time.monotonic() - begun, 2)
+        self._outcome.seconds[name] = seconds
+        get_run_logger().info("%s: done in %.1f s", name, seconds)
 
-    def learn(self, **facts: Any) -> None:
-        """Add to what the outcome will say; counts are added to those known already."""
-        counts = {**self._facts.get("counts", {}), **facts.pop("counts", {})}
-        self._facts |= {**facts, "counts": counts}
+    def learn(self, counts: Mapping[str, int] | None = None, **facts: object) -> None:
+        """Add to what the outcome says; counts are added to those known already."""
+        merged = {**self._outcome.counts, **(counts or {})}
+        self._outcome = self._outcome.model_copy(update={**facts, "counts": merged})
+
+    @property
+    def reason(self) -> str:
+        """Why the run was started."""
+        return self._outcome.reason
 
     def end(self, verdict: Verdict, reasons: Sequence[str]) -> Outcome:
-        """Write the outcome and the report, tell people, and hand the outcome back."""
-        outcome = Outcome(
-            verdict=verdict, reasons=list(reasons), seconds=self._seconds, finished_at=now(), **self._facts
-        )
-        return steps.conclude(self.store, outcome)
+        """Write the outcome and the report, send the alerts, and return the outcome."""
+        self.learn(verdict=verdict, reasons=list(reasons), finished_at=now())
+        return steps.conclude(self.store, self._outcome)
 
 
 @flow(name="retrain")
@@ -78,8 +84,9 @@ def retrain(
         The outcome, which is also `runs/<run_id>/outcome.json`.
     """
     night = Night(store_url(store), this_run(), reason)
+    settings = Settings(training, gate, checks, limits)
     try:
-        return _until_verdict(night, training, gate, checks, limits, fine_tune_deployment, force=force)
+        return _until_verdict(night, settings, fine_tune_deployment, force=force)
     except Exception as error:
         get_run_logger().exception("the run broke off; production is as it was")
         # when the store is what failed, this fails too; then Prefect's own state is what tells people
@@ -88,64 +95,68 @@ def retrain(
         raise
 
 
-def _until_verdict(
-    night: Night,
-    training: Training,
-    gate: Gate,
-    checks: Checks,
-    limits: Limits,
-    deployment: str | None,
-    *,
-    force: bool,
-) -> Outcome:
+def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, force: bool) -> Outcome:
     store, run_id = night.store, night.run.run_id
     with night.step("begin"):
-        groups = {"training": training, "gate": gate, "checks": checks, "limits": limits}
-        begun = steps.begin(store, run_id, {name: group.model_dump(mode="json") for name, group in groups.items()})
-        night.learn(production_before=begun["version"], production_after=begun["version"])
+        begun = steps.begin(store, run_id, settings)
+        night.learn(production_before=begun.version, production_after=begun.version)
 
     with night.step("intake"):
-        intake = steps.take_in(store, run_id, begun["last_commit"], limits)
-        night.learn(commit=intake["commit"], counts=intake["counts"])
-    if begun["last_run"] and not intake["new"] and not force:
-        return night.end("skipped", [f"No new pairs have arrived since run {begun['last_run']}."])
+        taken = steps.take_in(store, run_id, begun.last_commit, settings.limits)
+        night.learn(taken.counts, commit=taken.commit)
+    if begun.last_run and not taken.new and not force:
+        return night.end("skipped", [f"No new pairs have arrived since run {begun.last_run}."])
 
     with night.step("checks"):
-        checked = steps.check(store, run_id, intake["commit"], begun["last_commit"], training.base_model, checks)
-        night.learn(counts=checked["sides"], guidance=checked["result"]["guidance"])
-    if checked["result"]["verdict"] != "ok":
-        return night.end(checked["result"]["verdict"], checked["result"]["reasons"])
+        base_model = settings.training.base_model
+        checked = steps.check(store, run_id, taken.commit, begun.last_commit, base_model, settings.checks)
+        night.learn(checked.sides, guidance=checked.result.guidance)
+    if checked.result.verdict != "ok":
+        return night.end(checked.result.verdict, checked.result.reasons)
 
     for side in ("train", "test"):
-        if not checked["sides"][side]:
+        if not checked.sides[side]:
             return night.end("blocked", [f"The split leaves nothing for {side}: too few different queries."])
 
     with night.step("fine-tuning and scoring"):
-        work = {
-            "run_id": run_id,
-            "commit": intake["commit"],
-            "production": begun["version"],
-            "store": store,
-            "training": training.model_dump(mode="json"),
-            "gate": gate.model_dump(mode="json"),
-            "checks": checks.model_dump(mode="json"),
-        }
-        if deployment is None:
-            fine_tune(**work)
-        else:
-            fine_tune_elsewhere(deployment, work)
+        _fine_tune(night, settings, deployment, taken.commit, begun.version)
 
     with night.step("verdict"):
-        judged = steps.judge(store, run_id, gate, checks)
-        night.learn(**judged["facts"])
-    if judged["verdict"] != "promoted":
-        return night.end(judged["verdict"], judged["reasons"])
+        judged = steps.judge(store, run_id, settings.gate, settings.checks)
+        if judged.candidate is not None:
+            names = ("candidate", "production", "base", "deltas", "guidance", "cost")
+            night.learn(**{name: getattr(judged, name) for name in names})
+    if judged.verdict != "promoted" or judged.candidate is None:
+        return night.end(judged.verdict, judged.reasons)
 
     with night.step("promotion"):
-        serves, why = steps.promote(
-            store, run_id, judged["facts"]["candidate"], begun["etag"], who=night.run.who, reason=night.reason
-        )
+        serves, why = steps.promote(store, run_id, judged.candidate, begun.etag, who=night.run.who, reason=night.reason)
     if serves is None:
-        return night.end("held", [why, *judged["reasons"]])
+        return night.end("held", [why, *judged.reasons])
     night.learn(production_after=serves)
-    return night.end("promoted", [*judged["reasons"], why])
+    return night.end("promoted", [*judged.reasons, why])
+
+
+def _fine_tune(night: Night, settings: Settings, deployment: str | None, commit: int, production: str | None) -> None:
+    """Train and score, in this process or by a deployment on the GPU pool; what came of it is in the store."""
+    if deployment is None:
+        fine_tune(
+            night.run.run_id,
+            commit,
+            production=production,
+            store=night.store,
+            training=settings.training,
+            gate=settings.gate,
+            checks=settings.checks,
+        )
+        return
+    parameters: dict[str, JsonValue] = {
+        "run_id": night.run.run_id,
+        "commit": commit,
+        "production": production,
+        "store": night.store,
+        "training": settings.training.model_dump(mode="json"),
+        "gate": settings.gate.model_dump(mode="json"),
+        "checks": settings.checks.model_dump(mode="json"),
+    }
+    fine_tune_elsewhere(deployment, parameters)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from prefect import flow
 from prefect.logging import get_run_logger
 
@@ -15,7 +13,7 @@ _WATCH, _LIMITS = Watch(), Limits()
 
 
 @flow(name="watch-production", flow_run_name="watch-production")
-def watch_production(watch: Watch = _WATCH, limits: Limits = _LIMITS, store: str | None = None) -> dict[str, Any]:
+def watch_production(watch: Watch = _WATCH, limits: Limits = _LIMITS, store: str | None = None) -> dict[str, object]:
     """Score the serving model on labels that have arrived since it was trained, and tell people if it has drifted.
 
     New objects are taken in first, exactly once like everywhere. Production is never changed.
@@ -31,6 +29,6 @@ def watch_production(watch: Watch = _WATCH, limits: Limits = _LIMITS, store: str
     url, run = store_url(store), this_run()
     commit = steps.take_in_labels(url, run.run_id, limits)
     seen = steps.watch(url, run.run_id, commit, watch, str(work_folder()))
-    get_run_logger().info("%s", seen["says"])
+    get_run_logger().info("%s", seen.says)
     steps.tell(url, seen)
-    return seen
+    return seen.model_dump(mode="json")

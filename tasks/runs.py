@@ -1,20 +1,97 @@
-"""The run's own folder in the store: its id, its outcome, and which run concluded last."""
+"""The folders of runs in the store: ids that sort, every file in them once, and which run concluded last."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import takewhile
-from typing import Any
+from typing import Final, Generic, TypeVar
 
-import orjson
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.config import Outcome
+from tasks.records import Begun, Candidate, Checked, Scored, Settings, Started, Taken
 from tasks.storage import Store, StoreError
 
+T = TypeVar("T")
+
+_RUNS: Final = "runs/"
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+
+
+@dataclass(frozen=True)
+class File(Generic[T]):
+    """A JSON file of a run's folder, and the record that it holds."""
+
+    name: str
+    type: type[T]
+
+
+SETTINGS: Final = File("parameters.json", Settings)
+BEGUN: Final = File("begin.json", Begun)
+TAKEN: Final = File("intake.json", Taken)
+CHECKED: Final = File("checks.json", Checked)
+LEAKS: Final = File("leaks.json", Checked)
+STARTED: Final = File("start.json", Started)
+CANDIDATE: Final = File("train.json", Candidate)
+SCORED: Final = File("scores.json", Scored)
+OUTCOME: Final = File("outcome.json", Outcome)
+
+DECISION: Final = "decision.json"
+DATA_DOCS: Final = "data_docs.html"
+PER_QUERY: Final = "per_query.parquet"
+REPORT: Final = "report.html"
+CHECKPOINTS: Final = "checkpoints/"
+
+NAMES: Final = (
+    *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME)),
+    DECISION, DATA_DOCS, PER_QUERY, REPORT, CHECKPOINTS,
+)  # fmt: skip
+"""Everything that a run's folder may hold; `docs/store.md` says what each is."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run's folder in the store. Runs only add to their folders, and only to their own."""
+
+    store: Store
+    run_id: str
+
+    def key(self, name: str) -> str:
+        """The key of a file of this run."""
+        return f"{_RUNS}{self.run_id}/{name}"
+
+    def once(self, file: File[T], compute: Callable[[], T]) -> T:
+        """The record in a file, computed and written only when it is not there yet.
+
+        This is what lets a night that was interrupted anywhere be run again: finished steps are read, on
+        whichever machine the next attempt runs. Of two attempts at once, the first to write wins for both.
+        """
+        return once(self.store, self.key(file.name), file.type, compute)
+
+    def find(self, file: File[T]) -> T | None:
+        """The record in a file, or None while the step that writes it has not run; StoreError for anything else."""
+        return find(self.store, self.key(file.name), file.type)
+
+    def read(self, file: File[T]) -> T:
+        """The record in a file; MissingKeyError when the step that writes it has not run."""
+        key = self.key(file.name)
+        return _parse(self.store, key, self.store.get(key).body, file.type)
+
+    def put(self, name: str, body: bytes) -> None:
+        """Write a file that a later attempt may write again."""
+        self.store.put(self.key(name), body)
+
+    def put_outcome(self, outcome: Outcome) -> None:
+        """Write `outcome.json`; a later attempt of the same run may write it again: failed, then done."""
+        self.put(OUTCOME.name, TypeAdapter(Outcome).dump_json(outcome, indent=2))
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the run came to, or None while it has no outcome; StoreError when what is there is not one."""
+        return self.find(OUTCOME)
 
 
 def run_id(scheduled: datetime, identity: str) -> str:
@@ -32,76 +109,53 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
-def once(store: Store, key: str, compute: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """The JSON object under `key`, computed and written only when it is not there yet.
-
-    This is what lets a night that was interrupted anywhere be run again: finished steps are read, on
-    whichever machine the next attempt runs. Of two attempts at once, the first to write wins for both.
-    """
+def once(store: Store, key: str, kind: type[T], compute: Callable[[], T]) -> T:
+    """The record under `key`, computed and written only when nothing is there; see `Run.once`."""
     found = store.find(key)
     if found is None:
-        body = orjson.dumps(compute(), option=orjson.OPT_SORT_KEYS)
+        body = TypeAdapter(kind).dump_json(compute())
         if store.put_if_absent(key, body) is not None:
-            return dict(orjson.loads(body))
+            return _parse(store, key, body, kind)
         found = store.get(key)
-    return dict(orjson.loads(found.body))
+    return _parse(store, key, found.body, kind)
 
 
-def find_json(store: Store, key: str) -> dict[str, Any]:
-    """The JSON object under `key`, or an empty one where there is none."""
+def find(store: Store, key: str, kind: type[T]) -> T | None:
+    """The record under `key`, or None where there is nothing; StoreError when what is there is not such a record."""
     blob = store.find(key)
-    return {} if blob is None else dict(orjson.loads(blob.body))
+    return None if blob is None else _parse(store, key, blob.body, kind)
 
 
-def write_outcome(store: Store, outcome: Outcome) -> str:
-    """Store `runs/<run_id>/outcome.json`; returns its key.
-
-    A run's outcome may be written again by a later attempt of the same run: failed, then done.
-    """
-    key = f"runs/{outcome.run_id}/outcome.json"
-    store.put(key, orjson.dumps(outcome.model_dump(mode="json"), option=orjson.OPT_INDENT_2))
-    return key
-
-
-def read_outcome(store: Store, run: str) -> Outcome | None:
-    """The outcome of a run, or None while it has none.
-
-    Raises StoreError when what is there is not an outcome.
-    """
-    key = f"runs/{run}/outcome.json"
-    blob = store.find(key)
-    if blob is None:
-        return None
-    try:
-        return Outcome.model_validate_json(blob.body)
-    except ValidationError as error:
-        raise StoreError(f"{store.uri(key)} is not an outcome: {error}") from error
-
-
-def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None:
-    """The latest run that came to a verdict other than `failed`, or None on the first night.
+def backwards(store: Store, *, before: str | None = None) -> Iterator[Run]:
+    """Every run of the store, the latest first.
 
     Args:
         store: Where the runs are.
         before: Leave out this run and later ones (the run that asks).
     """
-    for _, outcome in _earlier(store, before):
-        if _concluded(outcome):
-            return outcome
-    return None
+    for name in reversed(store.folders(_RUNS)):
+        if _RUN_ID.fullmatch(name) and (before is None or name < before):
+            yield Run(store, name)
 
 
-def interrupted(store: Store, *, before: str) -> list[str]:
+def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None:
+    """The latest run that came to a verdict other than `failed`, or None on the first night."""
+    outcomes = (run.outcome for run in backwards(store, before=before))
+    return next((outcome for outcome in outcomes if outcome is not None and _concluded(outcome)), None)
+
+
+def interrupted(store: Store, *, before: str) -> list[Run]:
     """Runs that came to no verdict, newest first: those between the run `before` and the last that concluded."""
-    return [run for run, _ in takewhile(lambda found: not _concluded(found[1]), _earlier(store, before))]
+    return list(takewhile(lambda run: not _concluded(run.outcome), backwards(store, before=before)))
 
 
 def _concluded(outcome: Outcome | None) -> bool:
     return outcome is not None and outcome.verdict != "failed"
 
 
-def _earlier(store: Store, before: str | None) -> Iterator[tuple[str, Outcome | None]]:
-    """Each run before a certain one, newest first, and its outcome if it has one."""
-    for run in reversed(store.folders("runs/")):
-        if _RUN_ID.fullmatch(run) and (before is None or run < before):
-            yield run, read_outcome(store, run)
+def _parse(store: Store, key: str, body: bytes, kind: type[T]) -> T:
+    try:
+        record: T = TypeAdapter(kind).validate_json(body)
+    except ValidationError as error:
+        raise StoreError(f"{store.uri(key)} is not a valid {kind.__name__}: {error}") from error
+    return record

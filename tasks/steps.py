@@ -36,6 +36,7 @@ from tqdm import tqdm
 from tasks import alerts, night
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
+from tasks.records import Begun, Candidate, Checked, Scored, Settings, Taken
 from tasks.report import evidence
 from tasks.storage import Store, StoreError
 from tasks.watch import fresh
@@ -127,46 +128,45 @@ class Progress(AbstractContextManager["Progress"]):
 
 
 @task(name="begin", **_SHORT)
-def begin(store: str, run_id: str, parameters: dict[str, Any]) -> dict[str, Any]:
+def begin(store: str, run_id: str, settings: Settings) -> Begun:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
-    return night.begin(Store.open(store), run_id, parameters)
+    return night.begin(Store.open(store), run_id, settings)
 
 
 @task(name="take in", **_LONG)
-def take_in(store: str, run_id: str, last_commit: int, limits: Limits) -> dict[str, Any]:
+def take_in(store: str, run_id: str, last_commit: int, limits: Limits) -> Taken:
     """Commit every new object exactly once."""
     with Progress("intake", "Objects read") as progress:
         return night.take_in(Store.open(store), run_id, last_commit, limits, progress)
 
 
 @task(name="check data", **_LONG)
-def check(store: str, run_id: str, commit: int, since: int, base_model: str, rule: Checks) -> dict[str, Any]:
+def check(store: str, run_id: str, commit: int, since: int, base_model: str, checks: Checks) -> Checked:
     """Run the data checks, and show them as a table."""
-    found = night.check(Store.open(store), run_id, commit, since, base_model, rule)
+    checked = night.check(Store.open(store), run_id, commit, since, base_model, checks)
     what = "What the data is like, check by check."
-    _show(lambda: create_table_artifact(found["table"], key="data-checks", description=what))
-    for warning in found["result"]["warnings"]:
+    _show(lambda: create_table_artifact([dict(row) for row in checked.table], key="data-checks", description=what))
+    for warning in checked.result.warnings:
         get_run_logger().warning("%s", warning)
-    return found
+    return checked
 
 
 @task(name="check leaks", **_LONG)
-def check_leaks(store: str, run_id: str, commit: int, base_model: str, rule: Checks, work: str) -> dict[str, Any]:
+def check_leaks(store: str, run_id: str, commit: int, base_model: str, checks: Checks, work: str) -> Checked:
     """Count test queries that the train side nearly repeats."""
     with Progress("leak-check", "Queries encoded by the base model") as progress:
-        return night.check_leaks(Store.open(store), run_id, commit, base_model, rule, Path(work), progress)
+        return night.check_leaks(Store.open(store), run_id, commit, base_model, checks, Path(work), progress)
 
 
 @task(name="train", **_LONG)
-def train(
-    store: str, run_id: str, commit: int, production: str | None, training: Training, work: str
-) -> dict[str, Any]:
+def train(store: str, run_id: str, commit: int, production: str | None, training: Training, work: str) -> Candidate:
     """Fine-tune, and publish the candidate."""
     with Progress("training", "Training steps") as progress:
-        found = night.train(Store.open(store), run_id, commit, training, Path(work), progress, production=production)
-    get_run_logger().info("%s", found["started_why"])
-    get_run_logger().info("candidate %s: %d steps in %.0f s", found["version"], found["steps"], found["seconds"])
-    return found
+        opened = Store.open(store)
+        candidate = night.train(opened, run_id, commit, training, Path(work), progress, production=production)
+    get_run_logger().info("%s", candidate.started_why)
+    get_run_logger().info("candidate %s: %d steps in %.0f s", candidate.version, candidate.steps, candidate.seconds)
+    return candidate
 
 
 @task(name="score", **_LONG)
@@ -179,7 +179,7 @@ def score(
     training: Training,
     gate: Gate,
     work: str,
-) -> dict[str, Any]:
+) -> Scored:
     """Score candidate and production on the same test set, and serve the candidate from a fresh process."""
     with Progress("scoring", "Texts encoded") as progress:
         return night.score(
@@ -188,9 +188,9 @@ def score(
 
 
 @task(name="judge", **_SHORT)
-def judge(store: str, run_id: str, gate: Gate, rule: Checks) -> dict[str, Any]:
+def judge(store: str, run_id: str, gate: Gate, checks: Checks) -> night.Judged:
     """Decide on what was scored."""
-    return night.judge(Store.open(store), run_id, gate, rule)
+    return night.judge(Store.open(store), run_id, gate, checks)
 
 
 @task(name="promote", **_SHORT)
@@ -241,12 +241,13 @@ def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:
 
 
 @task(name="roll back", **_SHORT)
-def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reason: str) -> dict[str, Any]:
+def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reason: str) -> dict[str, object]:
     """Put an earlier version back, and tell whoever listens."""
     from tasks import registry
 
     opened = Store.open(store)
-    pointer = registry.rollback(opened, to_version, run_id=run_id, who=who, reason=reason).model_dump(mode="json")
+    change = registry.rollback(opened, to_version, run_id=run_id, who=who, reason=reason)
+    pointer: dict[str, object] = change.model_dump(mode="json")
     alerts.announce_production(opened.url, pointer)
     return pointer
 
@@ -259,17 +260,17 @@ def take_in_labels(store: str, run_id: str, limits: Limits) -> int:
 
 
 @task(name="watch", **_LONG)
-def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> dict[str, Any]:
+def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> fresh.Seen:
     """Score what serves on fresh labels, when there are enough of them."""
     with Progress("watching", "Texts encoded") as progress:
-        return fresh.look(Store.open(store), run_id, commit, rule, Path(work), progress).model_dump(mode="json")
+        return fresh.look(Store.open(store), run_id, commit, rule, Path(work), progress)
 
 
 @task(name="tell", **_SHORT)
-def tell(store: str, seen: dict[str, Any]) -> None:
+def tell(store: str, seen: fresh.Seen) -> None:
     """Tell whoever listens, once, that production has drifted or stands still."""
-    opened, found = Store.open(store), fresh.Seen.model_validate(seen)
-    for one in news(found):
+    opened = Store.open(store)
+    for one in news(seen):
         mark = f"watch/told/{one.identity}.json"
         if opened.find(mark) is None:
             alerts.announce_news(opened.url, one, alerts.run_url())

@@ -6,7 +6,9 @@ import math
 from typing import Any
 
 from tasks.config import Checks, Delta, Gate, Model, Outcome, Training, Verdict
+from tasks.records import DevScore, Estimate, Moved, MovedQuery, Returned, Trained
 from tasks.report import Material
+from tasks.report.material import NightRow, ObjectRow, SliceRow
 
 VERDICTS: tuple[Verdict, ...] = ("promoted", "held", "regressed", "blocked", "skipped", "failed")
 
@@ -93,7 +95,7 @@ def material(verdict: Verdict) -> Material:
         {"check": "Share of duplicates", "severity": "warning", "result": "ok", "observed": "0 of 1,504 rows"},
     ]
     data: dict[str, Any] = {
-        "objects": [{"key": "pairs/dt=2026-11-24/export.csv", "accepted": 240, "rejected": 3}],
+        "objects": [ObjectRow("pairs/dt=2026-11-24/export.csv", 240, 3)],
         "rejected": {"no document": 2, "the text is blank": 1},
     }
     if verdict == "failed":
@@ -126,28 +128,29 @@ def material(verdict: Verdict) -> Material:
             }
             for side, scores in recalls.items()
         },
-        training={
-            "steps": 18, "planned_steps": 19, "stopped": None, "best_step": 15, "rows": {"pairs": 1189}, "mined": 0,
-            "precision": "bf16", "packed": True, "resumed": 0, "started_from": "base", "distance_from_base": 0.0213,
-            "losses": [9.5 * math.exp(-step / 9) + 2.1 + 0.3 * math.sin(5 * step) for step in range(18)],
-            "dev": [
-                {"step": step, "recall_at_10": 0.84 + 0.1 * (1 - math.exp(-step / 6)), "mrr": 0.6 + 0.011 * step}
-                for step in (0, 5, 10, 15)
-            ],
-        },
+        training=Trained(
+            steps=18, planned_steps=19, stopped=None, best_step=15, rows={"pairs": 1189}, pairs=1152, mined=0,
+            precision="bf16", packed=True, bucket_tokens=1024, cached=False, tokens=90_000, padded_tokens=95_000,
+            resumed=0, started_from="base", distance_from_base=0.0213, dims=(384, 256, 128, 64, 32),
+            estimate=Estimate(50.0, 0.0), seconds=49.0, dollars=0.0, peak_memory=1 << 30,
+            losses=tuple(9.5 * math.exp(-step / 9) + 2.1 + 0.3 * math.sin(5 * step) for step in range(18)),
+            dev=tuple(
+                DevScore(step, 0.84 + 0.1 * (1 - math.exp(-step / 6)), 0.6 + 0.011 * step) for step in (0, 5, 10, 15)
+            ),
+        ),
         slices=[
-            {"name": "slice ec2", "queries": 61, "judged": True, "recall_at_10": -0.0164, "mrr": 0.0121},
-            {"name": "slice dynamodb", "queries": 12, "judged": False, "recall_at_10": 0.0, "mrr": 0.1250},
-            {"name": "slice s3", "queries": 88, "judged": True, "recall_at_10": 0.0455, "mrr": 0.0528},
+            SliceRow("slice ec2", 61, judged=True, recall_at_10=-0.0164, mrr=0.0121),
+            SliceRow("slice dynamodb", 12, judged=False, recall_at_10=0.0, mrr=0.1250),
+            SliceRow("slice s3", 88, judged=True, recall_at_10=0.0455, mrr=0.0528),
         ],
         more_slices=4,
-        moved={"lost": [_moved(1.0, 0.0385)], "gained": [_moved(0.0667, 1.0), _moved(0.25, 1.0)]},
+        moved=Moved([_moved(1.0, 0.0385)], [_moved(0.0667, 1.0), _moved(0.25, 1.0)]),
         numeric_path="bf16",
         **data,
     )  # fmt: skip
 
 
-def _history(verdict: Verdict) -> list[dict[str, Any]]:
+def _history(verdict: Verdict) -> list[NightRow]:
     scored: list[tuple[Verdict, dict[str, float]]] = [
         ("promoted", {"recall_at_10": 0.8866, "mrr": 0.6911}),
         ("held", {"recall_at_10": 0.8899, "mrr": 0.6950}),
@@ -157,16 +160,12 @@ def _history(verdict: Verdict) -> list[dict[str, Any]]:
     if verdict in _CANDIDATES:
         scored.append((verdict, _BETTER if verdict == "promoted" else _SERVING))
     return [
-        {
-            "run_id": f"202611{19 + day}T033000Z-0123abcd",
-            "verdict": ended,
-            **{k: served[k] for k in ("recall_at_10", "mrr")},
-        }
+        NightRow(f"202611{19 + day}T033000Z-0123abcd", ended, served["recall_at_10"], served["mrr"])
         for day, (ended, served) in enumerate(scored, 1)
     ]
 
 
-def _moved(before: float, after: float) -> dict[str, Any]:
+def _moved(before: float, after: float) -> MovedQuery:
     documents = [
         "Adds or overwrites one or more tags for the specified Amazon EC2 resource or resources. Each resource can "
         "have a maximum of 50 tags.",
@@ -174,14 +173,14 @@ def _moved(before: float, after: float) -> dict[str, Any]:
         "Deletes the specified set of tags from the specified set of resources.",
     ]
     first, second = (
-        [{"text": text, "relevant": place == (0 if rank > 0.5 else -1)} for place, text in enumerate(documents)]
+        [Returned(text, place == (0 if rank > 0.5 else -1)) for place, text in enumerate(documents)]
         for rank in (before, after)
     )
-    return {
-        "query": "To add a tag to a resource: this example adds the tag Stack=production to the specified image",
-        "slice": "ec2",
-        "before": {"mrr": before, "recall_at_10": float(before >= 0.1)},
-        "after": {"mrr": after, "recall_at_10": float(after >= 0.1)},
-        "returned_before": first,
-        "returned_after": second,
-    }
+    return MovedQuery(
+        query="To add a tag to a resource: this example adds the tag Stack=production to the specified image",
+        slice="ec2",
+        before={"mrr": before, "recall_at_10": float(before >= 0.1)},
+        after={"mrr": after, "recall_at_10": float(after >= 0.1)},
+        returned_before=first,
+        returned_after=second,
+    )

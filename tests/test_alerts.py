@@ -17,7 +17,7 @@ from tasks.config import Delta, Model, Outcome
 from tasks.intake import take_in
 from tasks.report import Evidence, Fallen, evidence
 from tasks.report.messages import LONGEST, message, plain, quote
-from tasks.runs import write_outcome
+from tasks.runs import Run
 from tasks.storage import Store
 from tasks.watch import Seen, Standstill
 from tasks.watch.messages import news
@@ -168,9 +168,8 @@ def test_what_each_channel_posts(kind: Any, secret: str, monkeypatch: pytest.Mon
 
 def test_evidence_of_a_night(store: Store) -> None:
     """The worst slices and queries of the run's own files, and the objects since the last night that was good."""
-    write_outcome(
-        store, OUTCOME.model_copy(update={"run_id": "20261101T033000Z-00000000", "verdict": "held", "commit": 1})
-    )
+    held = OUTCOME.model_copy(update={"run_id": "20261101T033000Z-00000000", "verdict": "held", "commit": 1})
+    Run(store, held.run_id).put_outcome(held)
     for place in range(3):
         store.put(f"pairs/{place}.jsonl", b'{"query": "a", "document": "b"}\n' * (place + 1))
         take_in(store, writer="test")
@@ -179,7 +178,7 @@ def test_evidence_of_a_night(store: Store) -> None:
         for name, value in (("a", 0.1), ("b", -0.3), ("c", -0.1), ("d", -0.2), ("e", -0.4))
     }
     folder = f"runs/{OUTCOME.run_id}"
-    store.put(f"{folder}/decision.json", json.dumps({"slices": slices}).encode())
+    store.put(f"{folder}/decision.json", json.dumps({"verdict": "regressed", "reasons": [], "slices": slices}).encode())
     import pyarrow as pa
     import pyarrow.parquet as pq
 

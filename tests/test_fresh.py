@@ -9,7 +9,7 @@ import pytest
 
 from tasks import intake, registry
 from tasks.config import Outcome, Watch
-from tasks.runs import write_outcome
+from tasks.runs import Run
 from tasks.scoring import serving
 from tasks.storage import Store
 from tasks.watch import fresh
@@ -126,7 +126,7 @@ def test_a_night_still_counts_labels_as_new_that_the_watch_took_in(store: Store,
     store.put("pairs/b.jsonl", _pairs(100, 7))
     _look(store, tmp_path)
     taken = night.take_in(store, "20261102T033000Z-00000000", 1)
-    assert (taken["new"], taken["counts"]["accepted"]) == (7, 47)
+    assert (taken.new, taken.counts["accepted"]) == (7, 47)
 
 
 def test_a_model_that_no_night_trained_is_not_scored(store: Store, tmp_path: Path, model: Path) -> None:
@@ -140,7 +140,8 @@ def test_nights_without_a_promotion_are_counted(store: Store, tmp_path: Path) ->
     """Held, regressed, blocked and failed nights count; skipped ones had nothing to promote."""
     verdicts = ("held", "skipped", "regressed", "blocked", "skipped", "failed")
     for day, verdict in enumerate(verdicts, 1):
-        write_outcome(store, Outcome(run_id=f"202611{day:02d}T033000Z-00000000", verdict=verdict, reasons=[], commit=1))
+        run = Run(store, f"202611{day:02d}T033000Z-00000000")
+        run.put_outcome(Outcome(run_id=run.run_id, verdict=verdict, reasons=[], commit=1))
     (still,) = _look(store, tmp_path, Watch(max_nights=4)).standstill
     assert (still.what, still.passed, still.times) == ("nights", 4, 1)
     assert _look(store, tmp_path, Watch(max_nights=5)).standstill == []

@@ -548,5 +548,5 @@ def test_a_night_takes_the_caps_that_it_is_given(store: Store) -> None:
         "pairs/a.jsonl", b'{"query": "short", "document": "text"}\n{"query": "longer than ten", "document": "text"}'
     )
     found = night.take_in(store, "run", 0, Limits(max_text_chars=10))
-    assert (found["counts"]["accepted"], found["counts"]["rejected"]) == (1, 1)
+    assert (found.counts["accepted"], found.counts["rejected"]) == (1, 1)
     assert "10" in next(quarantined(store)).reason

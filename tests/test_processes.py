@@ -215,7 +215,7 @@ from tasks.storage import Store
 if __name__ == "__main__":
     url, work = sys.argv[1:]
     found = night.join(Store.open(url), "20261101T000000Z-00000000", Path(work), seconds=60)
-    print(json.dumps(found["losses"]))
+    print(json.dumps(found.losses))
 """
 
 
@@ -239,10 +239,10 @@ def test_two_nodes_train_as_one_process_does(store: Store, tmp_path: Path, monke
         together = night.train(store, "20261101T000000Z-00000000", commit, settings(base, nodes=2), tmp_path)
         output = other.communicate(timeout=120)[0]
     assert other.returncode == 0
-    assert json.loads(output.splitlines()[-1]) == together["losses"]
-    np.testing.assert_allclose(together["losses"], alone["losses"], rtol=5e-3)
-    assert (together["pairs"], together["tokens"]) == (alone["pairs"], alone["tokens"])
-    assert set(store.folders("models/")) == {alone["version"], together["version"]}
+    assert json.loads(output.splitlines()[-1]) == list(together.losses)
+    np.testing.assert_allclose(together.losses, alone.losses, rtol=5e-3)
+    assert (together.pairs, together.tokens) == (alone.pairs, alone.tokens)
+    assert set(store.folders("models/")) == {alone.version, together.version}
 
 
 @pytest.mark.slow

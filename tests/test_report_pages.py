@@ -5,13 +5,16 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tasks.config import Model, Outcome
+from tasks.records import Moved, Returned
 from tasks.report import Material, charts_of, html, markdown
+from tasks.report.material import ObjectRow, SliceRow
 from tests.browser import chromium, require_program
 from tests.report_cases import VERDICTS, material, outcome
 
@@ -41,18 +44,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def hostile() -> tuple[Outcome, Material]:
     """A regressed night in which every text that comes from data is markup, and long."""
     night, found = outcome("regressed"), material("regressed")
-    row = {"name": HOSTILE, "queries": 40, "judged": True, "recall_at_10": -0.1, "mrr": -0.1}
-    documents = [{"text": HOSTILE, "relevant": True}]
-    query = {
-        **found.moved["lost"][0], "query": HOSTILE, "slice": HOSTILE,
-        "returned_before": documents, "returned_after": documents,
-    }  # fmt: skip
+    row = SliceRow(HOSTILE, 40, judged=True, recall_at_10=-0.1, mrr=-0.1)
+    documents = [Returned(HOSTILE, relevant=True)]
+    query = replace(
+        found.moved.lost[0], query=HOSTILE, slice=HOSTILE, returned_before=documents, returned_after=documents
+    )
     parts: dict[str, Any] = {
         **vars(found),
         "slices": [row],
-        "moved": {"lost": [query], "gained": [query]},
+        "moved": Moved([query], [query]),
         "rejected": {HOSTILE: 3},
-        "objects": [{"key": HOSTILE, "accepted": 1, "rejected": 1}],
+        "objects": [ObjectRow(HOSTILE, 1, 1)],
         "checks": [{"check": HOSTILE, "severity": "critical", "result": "failed", "observed": HOSTILE}],
     }
     texts = {"reasons": [HOSTILE], "guidance": HOSTILE, "reason": HOSTILE}
@@ -119,7 +121,9 @@ def test_nothing_is_drawn_without_something_to_show() -> None:
 def test_a_chart_that_cannot_be_drawn_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
     """A loss that is no number costs one picture, not the report."""
     found = material("promoted")
-    broken = Material(**{**vars(found), "training": {**found.training, "losses": ["much", "less"]}})
+    assert found.training is not None
+    losses: Any = ("much", "less")
+    broken = replace(found, training=replace(found.training, losses=losses))
     assert [chart.name for chart in charts_of(outcome("promoted"), broken)] == ["scores", "dimensions", "history"]
     assert "could not be drawn" in caplog.text
 

@@ -7,7 +7,8 @@ from datetime import UTC, datetime, timedelta, timezone
 import pytest
 
 from tasks.config import Outcome, Verdict
-from tasks.runs import interrupted, last_concluded, once, read_outcome, run_id, write_outcome
+from tasks.records import Taken
+from tasks.runs import OUTCOME, TAKEN, Run, interrupted, last_concluded, run_id
 from tasks.storage import Store, StoreError
 
 
@@ -27,42 +28,48 @@ def test_once_computes_once(store: Store) -> None:
     """The second attempt reads what the first one wrote, and does not compute."""
     calls: list[int] = []
 
-    def compute() -> dict[str, int]:
+    def compute() -> Taken:
         calls.append(1)
-        return {"version": len(calls)}
+        return Taken(len(calls), 0, {})
 
-    assert once(store, "runs/a/train.json", compute) == {"version": 1}
-    assert once(store, "runs/a/train.json", compute) == {"version": 1}
+    assert Run(store, "a").once(TAKEN, compute) == Taken(1, 0, {})
+    assert Run(store, "a").once(TAKEN, compute) == Taken(1, 0, {})
     assert len(calls) == 1
 
 
 def test_once_follows_the_first_of_two_attempts(store: Store) -> None:
     """An attempt that finds another's result when it comes to write takes that result."""
 
-    def compute() -> dict[str, int]:
-        store.put("runs/a/train.json", b'{"by":"the other"}')
-        return {"by": 1}
+    def compute() -> Taken:
+        store.put("runs/a/intake.json", b'{"commit":7,"new":0,"counts":{}}')
+        return Taken(1, 0, {})
 
-    assert once(store, "runs/a/train.json", compute) == {"by": "the other"}
+    assert Run(store, "a").once(TAKEN, compute) == Taken(7, 0, {})
 
 
 def test_last_concluded_passes_over_failed_unfinished_and_later_runs(store: Store) -> None:
     """Of runs 1 (held), 2 (failed), 3 (no outcome) and 4 (the one that asks), run 1 concluded last, before 2 and 3."""
     ids = [f"2026112{day}T033000Z-0000000{day}" for day in range(5)]
     assert last_concluded(store) is None
-    write_outcome(store, _outcome(ids[1], "held", 7))
-    write_outcome(store, _outcome(ids[2], "failed", 8))
+    Run(store, ids[1]).put_outcome(_outcome(ids[1], "held", 7))
+    Run(store, ids[2]).put_outcome(_outcome(ids[2], "failed", 8))
     store.put(f"runs/{ids[3]}/checks.json", b"{}")
-    write_outcome(store, _outcome(ids[4], "promoted", 9))
+    Run(store, ids[4]).put_outcome(_outcome(ids[4], "promoted", 9))
     found = last_concluded(store, before=ids[4])
     assert found is not None
     assert (found.run_id, found.commit) == (ids[1], 7)
-    assert interrupted(store, before=ids[4]) == [ids[3], ids[2]]
+    assert [run.run_id for run in interrupted(store, before=ids[4])] == [ids[3], ids[2]]
     assert interrupted(store, before=ids[1]) == []
 
 
 def test_a_corrupt_outcome_is_an_error_not_a_missing_one(store: Store) -> None:
     """Taking it for missing would train on the same rows as if they were new."""
     store.put("runs/20261123T033000Z-00000000/outcome.json", b'{"verdict": "promoted"}')
-    with pytest.raises(StoreError, match="is not an outcome"):
-        read_outcome(store, "20261123T033000Z-00000000")
+    with pytest.raises(StoreError, match="is not a valid Outcome"):
+        Run(store, "20261123T033000Z-00000000").read(OUTCOME)
+
+
+def test_a_record_of_a_newer_version_is_read_by_its_known_fields(store: Store) -> None:
+    """What a later version adds is ignored: going back a version must not stop the nights."""
+    store.put("runs/a/intake.json", b'{"commit": 7, "new": 1, "counts": {}, "weather": "fair"}')
+    assert Run(store, "a").read(TAKEN) == Taken(7, 1, {})

@@ -120,16 +120,16 @@ def test_a_night_goes_on_from_production(store: Store, tmp_path: Path) -> None:
     training = settings(str(tiny_models.save(tmp_path / "base")), start_from="production", batch_size=4)
     half = len(PAIRS) // 2
     first = night.train(store, "20261101T000000Z-00000000", upload(store, "a", PAIRS[:half]), training, tmp_path)
-    assert (first["started_from"], first["started_why"][:7]) == (BASE, "Nothing")
-    registry.promote(store, first["version"], None, run_id="r", who="w", reason="r", scores={})
+    assert (first.started_from, first.started_why[:7]) == (BASE, "Nothing")
+    registry.promote(store, first.version, None, run_id="r", who="w", reason="r", scores={})
     commit, run = upload(store, "b", PAIRS[half:]), "20261102T000000Z-00000000"
-    second = night.train(store, run, commit, training, tmp_path, production=first["version"])
-    assert second["started_from"] == first["version"]
-    assert second["losses"][0] < first["losses"][0]
+    second = night.train(store, run, commit, training, tmp_path, production=first.version)
+    assert second.started_from == first.version
+    assert second.losses[0] < first.losses[0]
     data = dataset.build(intake.read_rows(store, commit), splits.load_split(store))
     new = sum(number == commit for number in data.train["commit"].to_pylist())
-    assert sum(second["rows"].values()) == min(2 * new, data.train.num_rows)
-    assert second["distance_from_base"] > 0
-    assert second["base"] == encoding.fingerprint(Path(training.base_model))
+    assert sum(second.rows.values()) == min(2 * new, data.train.num_rows)
+    assert second.distance_from_base > 0
+    assert second.base == encoding.fingerprint(Path(training.base_model))
     store.delete([f"runs/{run}/train.json"])
-    assert night.train(store, run, commit, training, tmp_path)["version"] == second["version"]
+    assert night.train(store, run, commit, training, tmp_path).version == second.version

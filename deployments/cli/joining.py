@@ -29,7 +29,7 @@ def join(
         raise UsageError("RATCHET_RENDEZVOUS is not set: the host:port that is set on the run's other machines")
     say(f"waiting for run {run_id} to begin training")
     try:
-        found = night.join(connect(state, store), run_id, work_folder(), seconds=60 * minutes)
+        candidate = night.join(connect(state, store), run_id, work_folder(), seconds=60 * minutes)
     except (TrainingError, TimeoutError) as error:
         raise CliError(str(error)) from error
-    console.print(f"candidate {found['version']}: {found['steps']} steps")
+    console.print(f"candidate {candidate.version}: {candidate.steps} steps")

@@ -67,7 +67,7 @@ def demo(state: StateOption = None) -> None:
     from deployments.terminal import follow, show
     from tasks.registry import pull as pull_version
     from tasks.registry import read_production
-    from tasks.runs import read_outcome
+    from tasks.runs import Run
     from tasks.storage import Store
 
     began = time.monotonic()
@@ -84,7 +84,7 @@ def demo(state: StateOption = None) -> None:
             raise CliError(f"the night failed; its log is in the UI, and in {stack.logs()}")
         production = read_production(store)
         if production is not None:
-            promoted = read_outcome(store, production.run_id)
+            promoted = Run(store, production.run_id).outcome
             if promoted is not None and promoted.run_id != outcome.run_id:
                 console.print(f"What serves was promoted by run {promoted.run_id}, with these scores:")
                 show.to(console, show.scores(promoted))

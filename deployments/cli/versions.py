@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import getpass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -24,7 +25,7 @@ def history(
     """List every change of production, and how the latest runs ended; or what served on one day."""
     from deployments.terminal import show
     from tasks import registry
-    from tasks.runs import read_outcome
+    from tasks.runs import backwards
 
     opened = connect(state, store)
     changes = registry.history(opened)
@@ -33,8 +34,8 @@ def history(
         show.to(console, show.ledger(served) if served else f"On {on:%Y-%m-%d} the base model served.")
         return
     show.to(console, show.ledger(changes) if changes else "Production has never changed: the base model serves.")
-    latest = sorted(opened.folders("runs/"), reverse=True)[:runs]
-    outcomes = [found for found in (read_outcome(opened, run) for run in latest) if found is not None]
+    latest = (run.outcome for run in islice(backwards(opened), runs))
+    outcomes = [outcome for outcome in latest if outcome is not None]
     if outcomes:
         show.to(console, show.runs(outcomes))
 

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 
 from deployments.terminal.text import escape
 from tasks.config import Outcome, Verdict
-from tasks.runs import read_outcome
+from tasks.runs import backwards
 from tasks.storage import Store, StoreError, normalise
 
 if TYPE_CHECKING:
@@ -143,10 +143,9 @@ def address(ui_url: str, run: UUID) -> str:
 
 def find_outcome(store: Store, run: UUID) -> Outcome | None:
     """The outcome that a flow run wrote, or None; a run's folder ends in the first digits of the flow run's id."""
-    for folder in reversed(store.folders("runs/")):
-        if folder.endswith(f"-{run.hex[:8]}"):
-            return read_outcome(store, folder)
-    return None
+    folders = (folder for folder in backwards(store) if folder.run_id.endswith(f"-{run.hex[:8]}"))
+    folder = next(folders, None)
+    return folder.outcome if folder else None
 
 
 class _Lines:

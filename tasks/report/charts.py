@@ -11,11 +11,14 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    from tasks.records import DevScore
+    from tasks.report.material import NightRow
 
 _INK: Final = "#1a1f27"
 _SOFT: Final = "#4c5665"
@@ -124,7 +127,7 @@ def dimensions(by_dimension: Mapping[str, Mapping[str, Mapping[str, float]]]) ->
     )
 
 
-def training(losses: Sequence[float], dev: Sequence[Mapping[str, float]], best_step: int) -> Chart:
+def training(losses: Sequence[float], dev: Sequence[DevScore], best_step: int) -> Chart:
     """Loss of every step, and beside it what dev scored; the step that was saved is marked."""
     figure = _figure(2.6)
     with_dev = len(dev) > 1
@@ -140,20 +143,20 @@ def training(losses: Sequence[float], dev: Sequence[Mapping[str, float]], best_s
     said = f"Loss from {losses[0]:.2f} to {losses[-1]:.2f} in {len(losses)} steps."
     if with_dev:
         right = _axes(figure, 122)
-        steps = [score["step"] for score in dev]
+        steps = [score.step for score in dev]
         for name, label, mark in (("recall_at_10", "Recall@10", "s"), ("mrr", "MRR", "v")):
-            values = [score[name] for score in dev]
+            values = [getattr(score, name) for score in dev]
             colour = _SERIES["candidate" if name == "mrr" else "production"]
             right.plot(steps, values, color=colour, marker=mark, linewidth=1.5, label=f"dev {label}")
         right.axvline(best_step, color=_SOFT, linewidth=1, linestyle=":", label="saved")
         right.set_xlabel("step", color=_SOFT)
         right.grid(visible=True, axis="y", color=_LINE)
         _legend(right)
-        said += f" Dev MRR from {dev[0]['mrr']:.3f} to {dev[-1]['mrr']:.3f}; step {best_step} was saved."
+        said += f" Dev MRR from {dev[0].mrr:.3f} to {dev[-1].mrr:.3f}; step {best_step} was saved."
     return Chart("training", "Training", said, figure)
 
 
-def history(nights: Sequence[Mapping[str, Any]]) -> Chart:
+def history(nights: Sequence[NightRow]) -> Chart:
     """What served after each scored night, oldest first: rows of `recall_at_10`, `mrr` and `verdict`."""
     figure = _figure(2.5)
     axes = _axes(figure, 111)
@@ -162,9 +165,9 @@ def history(nights: Sequence[Mapping[str, Any]]) -> Chart:
         ("recall_at_10", "Recall@10", _SERIES["production"], "o"),
         ("mrr", "MRR", _SERIES["candidate"], "^"),
     ):
-        values = [night[name] for night in nights]
+        values = [getattr(night, name) for night in nights]
         axes.plot(places, values, color=colour, marker=mark, markersize=4, linewidth=1.5, label=label)
-    promoted = [place for place in places if nights[place]["verdict"] == "promoted"]
+    promoted = [place for place in places if nights[place].verdict == "promoted"]
     for number, place in enumerate(promoted):
         axes.axvline(place, color=_SOFT, linewidth=1, linestyle=":", label=None if number else "promoted")
     axes.set_xlabel("scored nights, the latest on the right; each on its own test set", color=_SOFT)
@@ -172,7 +175,7 @@ def history(nights: Sequence[Mapping[str, Any]]) -> Chart:
     axes.grid(visible=True, axis="y", color=_LINE)
     _legend(axes)
     last = nights[-1]
-    said = f"Over {len(nights)} nights with {len(promoted)} promotions; last Recall@10 {last['recall_at_10']:.3f}."
+    said = f"Over {len(nights)} nights with {len(promoted)} promotions; last Recall@10 {last.recall_at_10:.3f}."
     return Chart("history", "Production over nights", said, figure)
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import orjson
-
 from tasks import runs
 from tasks.config import Outcome
+from tasks.gate import Decision
 from tasks.intake import commit_log
+from tasks.runs import File, Run
 from tasks.scoring import movers
 from tasks.storage import Store
 
@@ -45,18 +45,14 @@ def gather(store: Store, outcome: Outcome) -> Evidence:
 
     Raises StoreError, LogError or ValueError when something cannot be read; the alert is sent without it then.
     """
-    folder = f"runs/{outcome.run_id}"
-    slices = orjson.loads(store.get(f"{folder}/decision.json").body)["slices"]
-    worst = sorted(slices.items(), key=lambda item: min(item[1]["values"].values()))
-    lost, _ = movers.moved(store.get(f"{folder}/per_query.parquet").body, _QUERIES)
+    run = Run(store, outcome.run_id)
+    slices = run.read(File(runs.DECISION, Decision)).slices
+    worst = sorted(slices.items(), key=lambda item: min(item[1].values.values()))
+    lost, _ = movers.moved(store.get(run.key(runs.PER_QUERY)).body, _QUERIES)
     good = _last_good(store, outcome.run_id)
     since = good.commit if good else 0
     return Evidence(
-        slices=[
-            (name, part["queries"], part["values"])
-            for name, part in worst[:_SLICES]
-            if min(part["values"].values()) < 0
-        ],
+        slices=[(name, part.queries, part.values) for name, part in worst[:_SLICES] if min(part.values.values()) < 0],
         queries=[Fallen(one.query, one.before["mrr"], one.after["mrr"]) for one in lost],
         since=good.run_id if good else None,
         objects=[
@@ -69,8 +65,5 @@ def gather(store: Store, outcome: Outcome) -> Evidence:
 
 def _last_good(store: Store, before: str) -> Outcome | None:
     """The last night that came to a model which was not worse than production."""
-    for run in reversed(store.folders("runs/")):
-        outcome = runs.read_outcome(store, run) if run < before else None
-        if outcome is not None and outcome.verdict in ("promoted", "held"):
-            return outcome
-    return None
+    outcomes = (run.outcome for run in runs.backwards(store, before=before))
+    return next((o for o in outcomes if o is not None and o.verdict in ("promoted", "held")), None)

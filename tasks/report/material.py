@@ -8,13 +8,17 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Final
+from itertools import islice
+from typing import Final
 
 import orjson
 
 from tasks import runs
-from tasks.config import Outcome
+from tasks.config import DECISIVE, Outcome, Verdict
+from tasks.gate import Decision
 from tasks.intake import commit_log
+from tasks.records import Moved, Trained
+from tasks.runs import File, Run
 from tasks.storage import Store
 
 NIGHTS: Final = 60
@@ -41,39 +45,69 @@ _PACKAGES: Final = (
 
 
 @dataclass(frozen=True)
+class SliceRow:
+    """One slice of the test set: candidate minus production."""
+
+    name: str
+    queries: int
+    judged: bool
+    recall_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True)
+class ObjectRow:
+    """One new object, and how many of its rows were accepted and rejected."""
+
+    key: str
+    accepted: int
+    rejected: int
+
+
+@dataclass(frozen=True)
+class NightRow:
+    """A scored night, and the scores of what served after it."""
+
+    run_id: str
+    verdict: Verdict
+    recall_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True)
 class Material:
     """What the pages are made of besides the outcome; whatever a night did not come to is empty.
 
     Attributes:
         checks: rows of the checks' table.
         by_dimension: side ("base", "production", "candidate") -> dimension -> metric -> mean.
-        training: `train.json`: losses, dev scores, best step, how it was computed.
-        slices: the slices of the test set, those that fell most first: name, queries, recall_at_10, mrr, judged.
+        training: how the candidate was trained.
+        slices: the slices of the test set, those that fell most first.
         more_slices: how many there are besides.
-        moved: the queries that lost and gained most, with the documents returned: `scores.json`'s `moved`.
+        moved: the queries that lost and gained most, with the documents returned.
         rejected: reason -> rows of the night's new objects.
         measures, languages: what the checks measured of the data.
-        objects: new objects of the night, the largest first: key, accepted, rejected.
+        objects: new objects of the night, the largest first.
         more_objects: how many there are besides.
-        history: scored nights, oldest first: run_id, verdict, recall_at_10 and mrr of what served after each.
+        history: scored nights, oldest first.
         parameters: the settings of the run, group by group.
         versions: libraries by name.
         numeric_path: how vectors were computed.
     """
 
-    checks: Sequence[Mapping[str, Any]] = ()
+    checks: Sequence[Mapping[str, str]] = ()
     by_dimension: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
-    training: Mapping[str, Any] = field(default_factory=dict)
-    slices: Sequence[Mapping[str, Any]] = ()
+    training: Trained | None = None
+    slices: Sequence[SliceRow] = ()
     more_slices: int = 0
-    moved: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
+    moved: Moved = field(default_factory=Moved)
     rejected: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float | None] = field(default_factory=dict)
     languages: Mapping[str, float] = field(default_factory=dict)
-    objects: Sequence[Mapping[str, Any]] = ()
+    objects: Sequence[ObjectRow] = ()
     more_objects: int = 0
-    history: Sequence[Mapping[str, Any]] = ()
-    parameters: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    history: Sequence[NightRow] = ()
+    parameters: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     numeric_path: str = ""
 
@@ -83,47 +117,39 @@ def gather(store: Store, outcome: Outcome) -> Material:
 
     A broken-off run has less of all; what is missing is left out, never made up.
     """
-    folder = f"runs/{outcome.run_id}"
-    checks = runs.find_json(store, f"{folder}/leaks.json") or runs.find_json(store, f"{folder}/checks.json")
-    result = checks.get("result", {})
-    scores = runs.find_json(store, f"{folder}/scores.json")
-    slices = _slices(runs.find_json(store, f"{folder}/decision.json"))
-    since = int(runs.find_json(store, f"{folder}/begin.json").get("last_commit", 0))
+    run = Run(store, outcome.run_id)
+    checks = run.find(runs.LEAKS) or run.find(runs.CHECKED)
+    scored, begun, settings = run.find(runs.SCORED), run.find(runs.BEGUN), run.find(runs.SETTINGS)
+    slices = _slices(run.find(File(runs.DECISION, Decision)))
+    since = begun.last_commit if begun else 0
     entries = commit_log.read(store, range(since + 1, outcome.commit + 1)) if outcome.commit else []
     objects = sorted((source for entry in entries for source in entry.objects), key=lambda s: (-s.accepted, s.key))
     return Material(
-        checks=checks.get("table", ()),
-        by_dimension={side: scores[side]["by_dimension"] for side in _sides(scores)},
-        training=runs.find_json(store, f"{folder}/train.json"),
+        checks=checks.table if checks else (),
+        by_dimension={name: side.by_dimension for name, side in scored.sides.items()} if scored else {},
+        training=run.find(runs.CANDIDATE),
         slices=slices[:SLICES],
         more_slices=max(0, len(slices) - SLICES),
-        moved=scores.get("moved", {}),
+        moved=scored.moved if scored else Moved(),
         rejected=_rejected(store, entries),
-        measures=result.get("measures", {}),
-        languages=result.get("languages", {}),
-        objects=[
-            {"key": source.key, "accepted": source.accepted, "rejected": source.rejected}
-            for source in objects[:OBJECTS]
-        ],
+        measures=checks.result.measures if checks else {},
+        languages=checks.result.languages if checks else {},
+        objects=[ObjectRow(source.key, source.accepted, source.rejected) for source in objects[:OBJECTS]],
         more_objects=max(0, len(objects) - OBJECTS),
         history=_history(store, outcome),
-        parameters=runs.find_json(store, f"{folder}/parameters.json"),
+        parameters={name: group.model_dump(mode="json") for name, group in vars(settings).items()} if settings else {},
         versions=_versions(),
-        numeric_path=scores.get("numeric_path", ""),
+        numeric_path=scored.numeric_path if scored else "",
     )
 
 
-def _sides(scores: Mapping[str, Any]) -> list[str]:
-    return [side for side in ("base", "production", "candidate") if side in scores]
-
-
-def _slices(decision: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _slices(decision: Decision | None) -> list[SliceRow]:
     """Slices of a decision, the largest fall first."""
-    found = [
-        {"name": name, "queries": of["queries"], "judged": of["judged"], **of["values"]}
-        for name, of in decision.get("slices", {}).items()
+    rows = [
+        SliceRow(name, part.queries, part.judged, **{metric: part.values.get(metric, 0.0) for metric in DECISIVE})
+        for name, part in (decision.slices.items() if decision else ())
     ]
-    return sorted(found, key=lambda row: (min(row.get("recall_at_10", 0.0), row.get("mrr", 0.0)), row["name"]))
+    return sorted(rows, key=lambda row: (min(row.recall_at_10, row.mrr), row.name))
 
 
 def _rejected(store: Store, entries: Sequence[commit_log.Commit]) -> dict[str, int]:
@@ -138,17 +164,16 @@ def _rejected(store: Store, entries: Sequence[commit_log.Commit]) -> dict[str, i
     return dict(counts.most_common(REASONS))
 
 
-def _history(store: Store, outcome: Outcome) -> list[dict[str, Any]]:
+def _history(store: Store, outcome: Outcome) -> list[NightRow]:
     """The last nights on which models were scored, this one included: what served after each, on that night's test."""
-    folders = sorted(run for run in store.folders("runs/") if run < outcome.run_id)[-NIGHTS:]
+    earlier = list(islice(runs.backwards(store, before=outcome.run_id), NIGHTS))
     with ThreadPoolExecutor(_THREADS) as pool:
-        before = list(pool.map(lambda run: runs.read_outcome(store, run), folders))
+        before = list(pool.map(lambda run: run.outcome, reversed(earlier)))
     nights = []
-    for found in [*before, outcome]:
-        served = found and (found.candidate if found.verdict == "promoted" else found.production)
-        if found and served and {"recall_at_10", "mrr"} <= served.scores.keys():
-            figures = {name: served.scores[name] for name in ("recall_at_10", "mrr")}
-            nights.append({"run_id": found.run_id, "verdict": found.verdict, **figures})
+    for night in [*before, outcome]:
+        served = night and (night.candidate if night.verdict == "promoted" else night.production)
+        if night and served and {*DECISIVE} <= served.scores.keys():
+            nights.append(NightRow(night.run_id, night.verdict, *(served.scores[name] for name in DECISIVE)))
     return nights
 
 

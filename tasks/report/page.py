@@ -11,6 +11,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,6 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from tasks.config import METRIC_LABELS, TARGETS, Outcome
+from tasks.records import Candidate
 from tasks.report import charts
 from tasks.report.material import Material
 
@@ -99,23 +101,21 @@ def data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
 
 def training_rows(material: Material) -> list[tuple[str, str]]:
     """How the candidate was trained, each as two texts; empty where nothing was trained."""
-    found = material.training
-    if not found:
+    trained = material.training
+    if trained is None:
         return []
-    stopped = found.get("stopped")
-    rows = [
-        ("Steps", f"{found['steps']:,} of {found['planned_steps']:,}" + (f": {stopped}" if stopped else "")),
-        ("Saved", f"the model after step {found['best_step']:,}"),
-        ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in found["rows"].items())),
-        ("Mined negatives", f"{found['mined']:,}"),
-        ("Computed", f"{found['precision']}, {'packed' if found['packed'] else 'padded'}"),
-        ("Resumed", f"from step {found['resumed']:,}" if found["resumed"] else "no"),
+    why = trained.started_why if isinstance(trained, Candidate) else trained.started_from
+    stopped = f": {trained.stopped}" if trained.stopped else ""
+    return [
+        ("Started from", why),
+        ("Steps", f"{trained.steps:,} of {trained.planned_steps:,}{stopped}"),
+        ("Saved", f"the model after step {trained.best_step:,}"),
+        ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in trained.rows.items())),
+        ("Mined negatives", f"{trained.mined:,}"),
+        ("Computed", f"{trained.precision}, {'packed' if trained.packed else 'padded'}"),
+        ("Resumed", f"from step {trained.resumed:,}" if trained.resumed else "no"),
+        ("Distance from the base model", f"{trained.distance_from_base:.4f} of the weights' length"),
     ]
-    if why := found.get("started_why") or found.get("started_from"):
-        rows.insert(0, ("Started from", str(why)))
-    if (distance := found.get("distance_from_base")) is not None:
-        rows.append(("Distance from the base model", f"{distance:.4f} of the weights' length"))
-    return rows
 
 
 def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
@@ -134,8 +134,8 @@ def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:
     if any(len(found) > 1 for found in material.by_dimension.values()):
         wanted.append(lambda: charts.dimensions(material.by_dimension))
     trained = material.training
-    if len(trained.get("losses", ())) > 1:
-        wanted.append(lambda: charts.training(trained["losses"], trained["dev"], trained["best_step"]))
+    if trained is not None and len(trained.losses) > 1:
+        wanted.append(partial(charts.training, trained.losses, trained.dev, trained.best_step))
     if len(material.history) > 1:
         wanted.append(lambda: charts.history(material.history))
     drawn = []
@@ -196,7 +196,7 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "training": training_rows(material),
         "data": data_rows(outcome, material),
         "material": material,
-        "moved": {kind: material.moved.get(kind, ()) for kind in ("lost", "gained")},
+        "moved": vars(material.moved),
         "candidate": (outcome.candidate and outcome.candidate.version) or "none",
         "before": outcome.production_before or "the base model",
         "after": outcome.production_after or "the base model",

@@ -16,6 +16,7 @@ from tasks.dataset import EvaluationSet
 from tasks.encoding import Encoder, Progress
 from tasks.gate import Scores
 from tasks.ranking import metrics, nearest, relevant_ranks, summary, truncate
+from tasks.records import Returned
 from tasks.scoring.serving import Sample
 
 BASE: Final = "base"
@@ -88,7 +89,7 @@ def per_query_table(test: EvaluationSet, sides: Mapping[str, SideScores]) -> byt
 
 def returned(
     test: EvaluationSet, documents: Sequence[str], encoder: Encoder, rows: Sequence[int]
-) -> list[list[dict[str, Any]]]:
+) -> list[list[Returned]]:
     """What some test queries find first: for each of `rows`, the nearest documents, cut, and whether each is relevant.
 
     Every text was scored already, so with a cache nothing is encoded for it.
@@ -99,10 +100,7 @@ def returned(
         encoder.encode([test.queries[row] for row in rows], "query"), encoder.encode(documents, "document"), RETURNED
     )
     return [
-        [
-            {"text": documents[place][:_CUT], "relevant": place in set(np.asarray(test.relevant[row]).tolist())}
-            for place in places
-        ]
+        [Returned(documents[place][:_CUT], place in set(np.asarray(test.relevant[row]).tolist())) for place in places]
         for row, places in zip(rows, found.tolist(), strict=True)
     ]
 

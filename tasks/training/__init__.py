@@ -1,10 +1,11 @@
 """Labelled rows to a candidate: a fine-tuned sentence-transformers folder."""
 
+from tasks.records import Estimate, Plan, Trained
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.fine_tune import train
-from tasks.training.plan import BASE, Plan
+from tasks.training.plan import BASE
 from tasks.training.rendezvous import Rendezvous
-from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start
 
 __all__ = [

@@ -8,12 +8,12 @@ drawn from the corpus with the seed. Scores are comparable within one run and sa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
 
+from tasks.records import DevScore
 from tasks.training.embedder import Embedder, Texts
 
 if TYPE_CHECKING:
@@ -23,15 +23,6 @@ if TYPE_CHECKING:
 
 MIN_QUERIES: Final = 8
 """With fewer dev queries their scores are chance, and the last step's model is taken."""
-
-
-@dataclass(frozen=True)
-class Score:
-    """Dev scores after `step` steps (0: the model started from)."""
-
-    step: int
-    recall_at_10: float
-    mrr: float
 
 
 class Dev:
@@ -60,7 +51,7 @@ class Dev:
         self.queries = len(chosen)
         self.documents = len(corpus)
 
-    def score(self, embedder: Embedder, step: int) -> Score:
+    def score(self, embedder: Embedder, step: int) -> DevScore:
         """Recall@10 and MRR of the model as it is now."""
         from tasks.ranking import metrics, relevant_ranks, summary
 
@@ -70,4 +61,4 @@ class Dev:
             )
         ranks = relevant_ranks(queries.cpu().numpy(), documents.cpu().numpy(), self._relevant)
         means = summary(metrics(ranks))
-        return Score(step, means["recall_at_10"], means["mrr"])
+        return DevScore(step, means["recall_at_10"], means["mrr"])

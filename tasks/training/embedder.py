@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from tasks.encoding import Role, prompt_for
+from tasks.records import Precision
 from tasks.training import hardware, packed
 from tasks.training.examples import Ints
 from tasks.training.processes import ALONE, Group
@@ -29,8 +30,6 @@ CHUNK_TOKENS: Final = 1024
 
 _TOKENISE: Final = 1024
 """Texts per call of the tokenizer."""
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Texts:

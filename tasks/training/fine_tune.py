@@ -21,6 +21,7 @@ from pydantic import TypeAdapter
 
 from tasks.config import Training
 from tasks.encoding import Role, encode
+from tasks.records import Estimate, Trained
 from tasks.training import hardware, mining, model_card
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.examples import Examples
@@ -31,7 +32,7 @@ from tasks.training.mining import Vectors
 from tasks.training.plan import BASE
 from tasks.training.processes import ALONE, Group
 from tasks.training.rendezvous import Rendezvous, RendezvousError
-from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start, dimensions, open_start
 
 if TYPE_CHECKING:

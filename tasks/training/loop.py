@@ -19,14 +19,15 @@ from torch import Tensor
 
 from tasks.config import NOT_COMPUTED, Training
 from tasks.encoding import fingerprint
+from tasks.records import DevScore, Estimate, Trained
 from tasks.storage import StoreError
 from tasks.training import hardware, losses
 from tasks.training.checkpoints import Checkpoint, Checkpoints
-from tasks.training.dev import MIN_QUERIES, Dev, Score
+from tasks.training.dev import MIN_QUERIES, Dev
 from tasks.training.embedder import Texts
 from tasks.training.examples import Batch, Examples, order
 from tasks.training.processes import Group
-from tasks.training.result import Estimate, Trained, TrainingError
+from tasks.training.result import TrainingError
 from tasks.training.start import Start, dimensions, distance, embedder
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class Loop:
         self.start = start
         self.began = began
         self.losses: list[float] = []
-        self.scores: list[Score] = []
+        self.scores: list[DevScore] = []
         self.pairs = 0
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
@@ -183,13 +184,13 @@ class Loop:
         else:
             self._missed = 0
 
-    def _score(self, dev: Dev, step: int) -> Score:
+    def _score(self, dev: Dev, step: int) -> DevScore:
         try:
             return dev.score(self.embedder, step)
         except ValueError as error:
             raise TrainingError(f"after step {step} the model's vectors cannot be ranked: {error}") from error
 
-    def _take_score(self, score: Score) -> None:
+    def _take_score(self, score: DevScore) -> None:
         """Note a dev score; the weights of the best so far (of equals the latest) are kept."""
         self.scores.append(score)
         if self.best is None or score.mrr >= max(former.mrr for former in self.scores[1:]):
@@ -315,7 +316,7 @@ class Loop:
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": moments})
         torch.set_rng_state(tensors["random"])
         self.losses = list(found.state["losses"])
-        self.scores = [Score(**score) for score in found.state["scores"]]
+        self.scores = [DevScore(**score) for score in found.state["scores"]]
         self.best_step, self.pairs = found.state["best_step"], found.state["pairs"]
         self.cached, self.embedder.precision = found.state["cached"], found.state["precision"]
         self.embedder.chunk_tokens = found.state["chunk_tokens"]

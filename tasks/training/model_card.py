@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 from tasks.config import NOT_COMPUTED, Training
 
 if TYPE_CHECKING:
-    from tasks.training.result import Trained
+    from tasks.records import Trained
 
 _LIBRARIES: Final = ("sentence-transformers", "transformers", "torch", "tokenizers")
 

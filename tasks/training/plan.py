@@ -9,35 +9,20 @@ run, or another node, does the same.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain, islice
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import orjson
 import pyarrow as pa
 
+from tasks import runs
 from tasks.config import Training
+from tasks.records import Origin, Plan
 from tasks.storage import Store
 
 BASE: Final = "base"
 """What a run that starts from `Training.base_model` says it started from."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """From which weights to start, on which rows, and why.
-
-    Attributes:
-        start: "base", or the version whose weights are gone on from.
-        since: rows of later commits are new to that version; 0 from base, which trains on all.
-        why: one sentence for the report.
-    """
-
-    start: str
-    since: int
-    why: str
 
 
 def choose(store: Store, run_id: str, production: str | None, base: str, train: pa.Table, training: Training) -> Plan:
@@ -65,23 +50,21 @@ def _by_history(store: Store, run_id: str, production: str | None, base: str, tr
         return Plan(BASE, 0, "Nothing was in production: started from the base model.")
     earlier = _earlier(store, run_id)
     recent = list(islice(earlier, training.full_retrain_every - 1))
-    if len(recent) == training.full_retrain_every - 1 and all(trained["started_from"] != BASE for trained in recent):
+    if len(recent) == training.full_retrain_every - 1 and all(trained.started_from != BASE for trained in recent):
         return Plan(BASE, 0, f"A full retrain was due after {len(recent)} that did not start from the base model.")
-    made = next((trained for trained in chain(recent, earlier) if trained["version"] == production), None)
+    made = next((trained for trained in chain(recent, earlier) if trained.version == production), None)
     if made is None:
         return Plan(BASE, 0, f"No run says how version {production} was trained: started from the base model.")
-    if made["base"] != base:
+    if made.base != base:
         return Plan(BASE, 0, f"Version {production} came from another base model: started from the base model.")
-    return Plan(production, made["commit"], f"Went on from version {production}, which knew commit {made['commit']}.")
+    return Plan(production, made.commit, f"Went on from version {production}, which knew commit {made.commit}.")
 
 
-def _earlier(store: Store, run_id: str) -> Iterator[dict[str, Any]]:
+def _earlier(store: Store, run_id: str) -> Iterator[Origin]:
     """What the trainings of earlier runs came to, the latest first."""
-    for run in sorted((run for run in store.folders("runs/") if run < run_id), reverse=True):
-        blob = store.find(f"runs/{run}/train.json")
-        found = {} if blob is None else orjson.loads(blob.body)
-        if {"version", "started_from", "base", "commit"} <= found.keys():
-            yield found
+    for run in runs.backwards(store, before=run_id):
+        if (trained := run.find(runs.File(runs.CANDIDATE.name, Origin))) is not None:
+            yield trained
 
 
 def rows(train: pa.Table, plan: Plan, training: Training) -> pa.Table:

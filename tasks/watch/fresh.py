@@ -11,11 +11,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import orjson
 from pydantic import BaseModel, ConfigDict
 
 from tasks import runs
 from tasks.config import DECISIVE, Limits, Watch, metric_label
+from tasks.runs import Run
 from tasks.storage import Store
 from tasks.watch.drift import Standstill, Window, drift_began, measure, standstill
 
@@ -117,7 +117,7 @@ def _next_window(
     encoder = CachedEncoder(ModelEncoder.open(folder, _numeric_path(store, run)), VectorCache(work / "vectors", store))
     side = scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress)
     measured = measure(side.per_query, production.scores, watch)
-    window = Window(
+    found = Window(
         version=production.version,
         first=after + 1,
         last=upto,
@@ -129,8 +129,8 @@ def _next_window(
         run_id=run_id,
         at=runs.now(),
     )
-    key = f"{_folder(production.version)}{window.first:012d}.json"
-    window = Window.model_validate(runs.once(store, key, lambda: window.model_dump(mode="json")))
+    key = f"{_folder(production.version)}{found.first:012d}.json"
+    window = runs.once(store, key, Window, lambda: found)
     return window, f"{window.queries:,} queries with fresh labels: {_figures(window)}."
 
 
@@ -163,16 +163,16 @@ def _trained_on(store: Store, version: str) -> tuple[str, int] | None:
 
     for change in reversed(registry.history(store)):
         if (change.version, change.action) == (version, "promotion"):
-            blob = store.find(f"runs/{change.run_id}/intake.json")
-            return None if blob is None else (change.run_id, int(orjson.loads(blob.body)["commit"]))
+            taken = Run(store, change.run_id).find(runs.TAKEN)
+            return None if taken is None else (change.run_id, taken.commit)
     return None
 
 
 def _numeric_path(store: Store, run: str) -> Any:
     from tasks.encoding import BF16, FP32, PLAIN
 
-    blob = store.find(f"runs/{run}/scores.json")
-    name = orjson.loads(blob.body)["numeric_path"] if blob is not None else ""
+    scored = Run(store, run).find(runs.SCORED)
+    name = scored.numeric_path if scored is not None else ""
     return {path.name: path for path in (PLAIN, FP32, BF16)}.get(name, FP32)
 
 
@@ -195,10 +195,10 @@ def _standstill(store: Store, production: Production | None, watch: Watch) -> li
 def _nights(store: Store, since: datetime | None) -> int:
     """Nights after a moment that had something to train on and did not promote."""
     nights = 0
-    for run in reversed(store.folders("runs/")):
-        if since is not None and run < f"{since:%Y%m%dT%H%M%SZ}":
+    for run in runs.backwards(store):
+        if since is not None and run.run_id < f"{since:%Y%m%dT%H%M%SZ}":
             break
-        outcome = runs.read_outcome(store, run)
+        outcome = run.outcome
         nights += outcome is not None and outcome.verdict in _TRAINABLE
     return nights
 

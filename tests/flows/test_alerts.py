@@ -28,7 +28,7 @@ from flows.watch_production import watch_production
 from tasks import alerts, intake, registry
 from tasks.config import Delta, Model, Outcome, Watch
 from tasks.report import Evidence, Fallen, messages
-from tasks.runs import write_outcome
+from tasks.runs import Run
 from tasks.scoring import serving
 from tasks.storage import Store
 from tests import tiny_models
@@ -274,7 +274,7 @@ def test_drift_and_standstill_are_told_once(hook: Receiver, night_store: Store, 
     registry.promote(night_store, version, None, run_id=run, who="test", reason="test", scores=scores)
     before = night_store.get("production.json").body
     held = Outcome(run_id="29991231T235959Z-00000000", verdict="held", reasons=[], commit=1)
-    write_outcome(night_store, held)
+    Run(night_store, held.run_id).put_outcome(held)
 
     rule = Watch(min_queries=10, max_nights=1)
     for place, drifted in ((1, False), (2, True), (3, True)):

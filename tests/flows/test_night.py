@@ -241,7 +241,7 @@ def test_production_that_changed_meanwhile_is_never_replaced(
     assert description is not None
     judged = night.judge
 
-    def judge_late(*arguments: Any) -> dict[str, Any]:
+    def judge_late(*arguments: Any) -> night.Judged:
         found = judged(*arguments)
         from tasks.scoring import describe
 

@@ -14,7 +14,7 @@ from playwright.sync_api import Page, expect
 
 from deployments.stack import local
 from tasks.config import Gate, Training
-from tasks.runs import read_outcome
+from tasks.runs import Run
 from tasks.storage import Store
 from tests import prefect_ui
 from tests.browser import chromium
@@ -94,7 +94,7 @@ def test_a_night_from_the_form_to_its_report(stack: local.Stack, tmp_path: Path)
         expect(page.locator("main")).to_contain_text(reason, timeout=PATIENCE)
 
     folder = f"{store.folders('runs/')[0]}"
-    outcome = read_outcome(store, folder)
+    outcome = Run(store, folder).outcome
     assert outcome is not None
     assert (outcome.verdict, outcome.reason) == ("skipped", reason)
 

@@ -1,0 +1,259 @@
+"""What each step of a run leaves in the run's folder, one frozen record per file; `tasks.runs` reads and writes them.
+
+Fields that a later version adds need a default, so that runs written by an earlier one can still be read; fields that
+this version does not know are ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import Checks, Gate, Limits, Training
+
+Precision = Literal["fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`parameters.json`: the settings that a run was started with, by group."""
+
+    training: Training = field(default_factory=Training)
+    gate: Gate = field(default_factory=Gate)
+    checks: Checks = field(default_factory=Checks)
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """`begin.json`: what served when the run began, and where the last concluded run ended.
+
+    Attributes:
+        version, etag: Of production; None where nothing was in production.
+        last_commit: Commit of the last concluded run; 0 before the first.
+        last_run: That run and its verdict, for people.
+    """
+
+    version: str | None
+    etag: str | None
+    last_commit: int
+    last_run: str | None
+
+
+@dataclass(frozen=True)
+class Taken:
+    """`intake.json`: the commit that fixes the run's data, how many of its pairs are new, and counts of rows."""
+
+    commit: int
+    new: int = 0
+    counts: dict[str, int] = field(default_factory=dict)
+
+
+class CheckSummary(BaseModel):
+    """The verdict of the data checks and what they measured; the single findings are kept as they are."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    verdict: Literal["ok", "blocked", "skipped"]
+    reasons: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    guidance: str = ""
+    counts: dict[str, int] = {}
+    measures: dict[str, float | None] = {}
+    languages: dict[str, float] = {}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """`checks.json`, and `leaks.json` once the leak check is added: the checks as they stand, and as table rows.
+
+    Attributes:
+        result: The verdict and what was measured.
+        table: One row per check, as text.
+        sides: Rows per side of the split; empty where the checks did not pass.
+        supported_languages: Languages that the base model names; None where it names none.
+    """
+
+    result: CheckSummary
+    table: Sequence[Mapping[str, str]]
+    sides: Mapping[str, int] = field(default_factory=dict)
+    supported_languages: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """From which weights to start, on which rows, and why.
+
+    Attributes:
+        start: "base", or the version whose weights are gone on from.
+        since: Rows of later commits are new to that version; 0 from base, which trains on all.
+        why: One sentence for the report.
+    """
+
+    start: str
+    since: int
+    why: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """`start.json`: all that another attempt, or another node, has to know to train the same."""
+
+    commit: int
+    production: str | None
+    training: Training
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a training will take, measured before it on one of its batches."""
+
+    seconds: float
+    dollars: float
+
+
+@dataclass(frozen=True)
+class DevScore:
+    """Dev scores after `step` steps (0: the model started from)."""
+
+    step: int
+    recall_at_10: float
+    mrr: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a fine-tuning run did.
+
+    Attributes:
+        steps, planned_steps: Optimiser steps done, and those of the full run.
+        pairs: Rows that went through, repeats over epochs counted.
+        rows: Rows of the train side, by the loss that they train.
+        mined: Hard negatives that were added to the rows.
+        started_from: "base", or the version whose weights it went on from.
+        distance_from_base: Relative L2 distance of the saved weights from the base model's.
+        losses: Loss of each step (the sum over Matryoshka dimensions).
+        dev: Dev scores, the first those of the model started from; empty without enough dev queries.
+        best_step: The step whose weights were saved.
+        resumed: The step of the checkpoint from which it went on; 0 if it began at the beginning.
+        stopped: Why it ended before `planned_steps`; None if it did not.
+        dims: Matryoshka dimensions trained, the full one first.
+        precision, packed, bucket_tokens, cached: How it was computed.
+        tokens, padded_tokens: Tokens encoded, and computed for them with padding.
+        estimate: What it was expected to take; seconds, dollars: what it took.
+        peak_memory: Bytes.
+    """
+
+    steps: int
+    planned_steps: int
+    pairs: int
+    rows: dict[str, int]
+    mined: int
+    started_from: str
+    distance_from_base: float
+    losses: tuple[float, ...]
+    dev: tuple[DevScore, ...]
+    best_step: int
+    resumed: int
+    stopped: str | None
+    dims: tuple[int, ...]
+    precision: Precision
+    packed: bool
+    bucket_tokens: int
+    cached: bool
+    tokens: int
+    padded_tokens: int
+    estimate: Estimate
+    seconds: float
+    dollars: float
+    peak_memory: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Of `train.json`, what a later run asks: where the version came from."""
+
+    version: str
+    started_from: str
+    base: str
+    commit: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate(Trained):
+    """`train.json`: the candidate's version, the commit and base model it was trained on, and how it was trained."""
+
+    version: str
+    commit: int
+    base: str
+    started_why: str
+
+
+@dataclass(frozen=True)
+class Returned:
+    """One document that a test query found."""
+
+    text: str
+    relevant: bool
+
+
+@dataclass(frozen=True)
+class MovedQuery:
+    """A test query whose rank changed: its metrics and the nearest documents with production and the candidate."""
+
+    query: str
+    slice: str | None
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    returned_before: Sequence[Returned]
+    returned_after: Sequence[Returned]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """The test queries that lost and gained most, the largest change first."""
+
+    lost: Sequence[MovedQuery] = ()
+    gained: Sequence[MovedQuery] = ()
+
+
+@dataclass(frozen=True)
+class SideScored:
+    """One model on the test set: means by metric, and for each Matryoshka dimension. `version` None: the base model."""
+
+    version: str | None
+    fingerprint: str
+    scores: dict[str, float]
+    by_dimension: dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """`scores.json`: both sides on one test set.
+
+    Attributes:
+        candidate, production: The two that are compared; production is the base model where nothing serves.
+        base: The base model, where production is another one.
+        counts: Rows and documents of the test.
+        moved: Queries that changed most.
+        serving: What is wrong with the published candidate when it is served; empty where nothing is.
+        numeric_path: How vectors were computed.
+    """
+
+    candidate: SideScored
+    production: SideScored
+    base: SideScored | None = None
+    counts: dict[str, int]
+    moved: Moved
+    serving: Sequence[str]
+    numeric_path: str
+
+    @property
+    def sides(self) -> dict[str, SideScored]:
+        """The sides by name, in the order in which people read them."""
+        named = {"base": self.base, "production": self.production, "candidate": self.candidate}
+        return {name: side for name, side in named.items() if side is not None}
