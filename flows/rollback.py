@@ -16,7 +16,7 @@ def rollback(reason: Reason = "manual", to_version: str | None = None, store: st
 
     Args:
         reason: Why, in 1 to 500 characters, for the ledger and for whoever reads it later.
-        to_version: Version to serve again, as `ratchet history` shows it. None: the one that served before this one.
+        to_version: Version to serve again, as `ratchet history` shows it; base: the base model. None: the one before.
         store: Where the models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
 
     Returns:
@@ -28,6 +28,9 @@ def rollback(reason: Reason = "manual", to_version: str | None = None, store: st
     run = this_run()
     pointer = steps.roll_back(store_url(store), to_version, run_id=run.run_id, who=run.who, reason=reason)
     get_run_logger().info(
-        "%s serves again, in place of %s: %s", pointer["version"], pointer["previous"], pointer["reason"]
+        "%s serves again, in place of %s: %s",
+        pointer["version"] or "the base model",
+        pointer["previous"] or "the base model",
+        pointer["reason"],
     )
     return pointer

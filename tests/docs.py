@@ -62,7 +62,7 @@ def _cell(text: str) -> str:
 _PLACES: Final = {
     "number": r"\d{12}",
     "sha256": "[0-9a-f]{64}",
-    "version": "[0-9a-f]{16}",
+    "version": "(?:[0-9a-f]{32}|[0-9a-f]{16})",
     "run_id": r"\d{8}T\d{6}Z-[0-9a-f]{8}",
     "path": ".+",
 }

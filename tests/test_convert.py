@@ -63,7 +63,13 @@ def test_what_is_not_understood_is_said(export: str, fields: Fields, said: str) 
         convert(export.encode(), fields)
 
 
-def test_the_consumer_rebuilds_only_when_vectors_change(store, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+def _fails(*_: object) -> None:
+    raise OSError("disk full")
+
+
+def test_the_consumer_rebuilds_only_when_vectors_change(  # type: ignore[no-untyped-def]
+    store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The example of the documentation on a real store: built, left alone, and built anew for another model."""
     import importlib.util
 
@@ -86,6 +92,10 @@ def test_the_consumer_rebuilds_only_when_vectors_change(store, tmp_path: Path) -
         production = registry.read_production(store)
         assert production is not None
         etag = production.etag
-        assert example.rebuild(store, ["a", "b"], tmp_path / "index")
+        with monkeypatch.context() as patch:
+            patch.setattr(example.np, "save", _fails)
+            with pytest.raises(OSError, match="disk full"):
+                example.rebuild(store, ["a", "b"], tmp_path / "index")
+        assert example.rebuild(store, ["a", "b"], tmp_path / "index")  # one failed attempt is in the way of nothing
         assert not example.rebuild(store, ["a", "b"], tmp_path / "index")
         assert version in (tmp_path / "index").readlink().name

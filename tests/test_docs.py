@@ -179,7 +179,9 @@ def _texts() -> Iterator[str]:
 def _stored_keys() -> set[str]:
     """Keys that the code names: texts such as `models/...` whose first part is a folder of the store."""
     return {
-        text for text in _texts() if re.match(r"(log|batches|quarantine|runs|models|promotions|cache|watch)/", text)
+        text
+        for text in _texts()
+        if re.match(r"(log|batches|quarantine|runs|models|promotions|releases|cache|watch)/", text)
     }
 
 

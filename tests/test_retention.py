@@ -107,14 +107,14 @@ def test_a_promotion_that_comes_between_stops_the_deletion(
     """The version was old when it was chosen, and is held just before it is marked: it stays, and is not marked."""
     versions = publish_all(store, tmp_path, 3)
     before = datetime.now(UTC) + timedelta(days=1, seconds=2)
-    real = Store.put
+    real = Store.put_if_absent
 
-    def put(self: Store, key: str, body: bytes) -> str:
+    def put(self: Store, key: str, body: bytes) -> str | None:
         if key.endswith(RETIRED) and read_production(store) is None:
             let_serve(store, key.split("/")[1])
         return real(self, key, body)
 
-    monkeypatch.setattr(Store, "put", put)
+    monkeypatch.setattr(Store, "put_if_absent", put)
     gone = retire(store, keep=1, ledger_entries=1, now=before)
     production = read_production(store)
     assert production is not None

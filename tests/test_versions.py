@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.registry.versions import (
+    MANIFEST,
     RETIRED,
     Manifest,
     VersionError,
@@ -31,8 +34,9 @@ from tests.models import DESCRIPTION, model_folder, published
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of a folder by its path."""
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    """Every file of a folder by its path, but the mark of a pull."""
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path: body for path, body in found.items() if path != MANIFEST}
 
 
 def forge(store: Store, files: dict[str, Any], bodies: dict[str, bytes] | None = None) -> str:
@@ -75,7 +79,7 @@ def test_a_version_is_named_by_its_content(store: Store, tmp_path: Path) -> None
     assert published(store, tmp_path / "b", b"two") != one
     described = DESCRIPTION.model_copy(update={"matryoshka_dims": (64,)})
     assert publish(store, model_folder(tmp_path / "a", b"one"), described) != one
-    assert hashlib.sha256(store.get(f"models/{one}/manifest.json").body).hexdigest()[:16] == one
+    assert hashlib.sha256(store.get(f"models/{one}/manifest.json").body).hexdigest()[:32] == one
 
 
 def test_a_crash_at_any_write_and_a_second_publish_come_to_the_same_end(store: Store, tmp_path: Path) -> None:
@@ -108,12 +112,12 @@ def test_a_crash_at_any_write_and_a_second_publish_come_to_the_same_end(store: S
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("model.bin", "is none of"),
-        ("pickle.pkl", "is none of"),
-        ("modeling.py", "is none of"),
-        ("noextension", "is none of"),
-        (".json", "is none of"),
-        ("model.SAFETENSORS", "is none of"),
+        ("model.bin", "has none of the endings"),
+        ("pickle.pkl", "has none of the endings"),
+        ("modeling.py", "has none of the endings"),
+        ("noextension", "has none of the endings"),
+        (".json", "has none of the endings"),
+        ("model.SAFETENSORS", "has none of the endings"),
         ("manifest.json", "name of the manifest"),
         ("back\\slash.json", "may not"),
         ("line\nbreak.json", "may not"),
@@ -136,7 +140,7 @@ def test_symbolic_links_are_not_published(store: Store, tmp_path: Path, target: 
     """A link could publish a file that is not part of the model."""
     folder = model_folder(tmp_path / "model")
     (folder / "link.json").symlink_to(target)
-    with pytest.raises(VersionError, match="no plain file"):
+    with pytest.raises(VersionError, match="not a plain file"):
         publish(store, folder, DESCRIPTION)
     assert list(store.entries("")) == []
 
@@ -162,7 +166,7 @@ def test_a_named_pipe_is_not_published(store: Store, tmp_path: Path) -> None:
     """Reading one would wait for ever."""
     folder = model_folder(tmp_path / "model")
     os.mkfifo(folder / "pipe.json")
-    with pytest.raises(VersionError, match="no plain file"):
+    with pytest.raises(VersionError, match="not a plain file"):
         publish(store, folder, DESCRIPTION)
 
 
@@ -193,7 +197,7 @@ def test_a_missing_or_cut_file_is_found_without_reading_the_files(store: Store, 
 @pytest.mark.parametrize("name", ["", "0" * 15, "0" * 17, "../production", "A" * 16, "0" * 16])
 def test_what_is_no_version_is_said_to_be_none(store: Store, tmp_path: Path, name: str) -> None:
     """Malformed and unknown names give an error with the name, not a request for a strange key."""
-    with pytest.raises(VersionError, match=r"is no version|there is no version"):
+    with pytest.raises(VersionError, match=r"is not a version|there is no version"):
         pull(store, name, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -229,23 +233,22 @@ def test_a_folder_that_holds_the_version_is_kept_as_it_is(store: Store, tmp_path
     assert {path: path.stat().st_ino for path in target.rglob("*")} == before
 
 
-@pytest.mark.parametrize("damage", ["cut", "extra", "missing", "swapped", "empty"])
-def test_a_folder_with_anything_else_is_replaced_whole(store: Store, tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("damage", ["cut", "another", "missing", "swapped", "empty"])
+def test_a_folder_of_an_earlier_pull_is_replaced_whole(store: Store, tmp_path: Path, damage: str) -> None:
     """A half-written or altered model, or another version, gives way to exactly the verified files."""
     version = published(store, tmp_path / "model", b"weights")
-    target = model_folder(tmp_path / "out", b"weights")
+    target = pull(store, version, tmp_path / "out")
     if damage == "cut":
         (target / "model.safetensors").write_bytes(b"wei")
-    elif damage == "extra":
-        (target / "2_Dense").mkdir()
-        (target / "2_Dense" / "model.safetensors").write_bytes(b"x")
+    elif damage == "another":
+        version = published(store, tmp_path / "model", b"another")
     elif damage == "missing":
         (target / "modules.json").unlink()
     elif damage == "swapped":
         (target / "model.safetensors").write_bytes(b"another")
     else:
-        for path in sorted(target.rglob("*"), reverse=True):
-            path.rmdir() if path.is_dir() else path.unlink()
+        shutil.rmtree(target)
+        target.mkdir()
     pull(store, version, target)
     assert contents(target) == contents(tmp_path / "model")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
@@ -258,7 +261,7 @@ def test_a_folder_of_somebody_is_not_replaced(store: Store, tmp_path: Path, name
     mine = tmp_path / "work" / name
     mine.parent.mkdir(parents=True)
     mine.write_text("years of work")
-    with pytest.raises(VersionError, match="no part of a model"):
+    with pytest.raises(VersionError, match="new or empty"):
         pull(store, version, tmp_path / "work")
     assert mine.read_text() == "years of work"
 
@@ -274,13 +277,72 @@ def test_a_folder_of_notes_is_not_replaced(store: Store, tmp_path: Path) -> None
     assert notes.read_text() == "mine"
 
 
+@pytest.mark.parametrize("marked", [False, True], ids=["never pulled into", "pulled into before"])
+def test_a_folder_that_holds_other_models_is_not_replaced(store: Store, tmp_path: Path, marked: bool) -> None:
+    """`ratchet pull models` among other models costs none of them, even where an earlier pull was made."""
+    version, newer = published(store, tmp_path / "one", b"w"), published(store, tmp_path / "two", b"newer")
+    models = tmp_path / "models"
+    if marked:
+        pull(store, version, models)
+    model_folder(models / "trained by hand", b"months of work")
+    before = contents(models)
+    with pytest.raises(VersionError, match="name a folder that is new or empty"):
+        pull(store, newer, models)
+    assert contents(models) == before
+
+
+def test_a_mark_that_no_pull_wrote_is_no_mark(store: Store, tmp_path: Path) -> None:
+    """Other programs have a manifest.json as well."""
+    version = published(store, tmp_path / "model", b"w")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / MANIFEST).write_text('{"name": "a web app"}')
+    with pytest.raises(VersionError, match="not what `ratchet pull` writes"):
+        pull(store, version, site)
+    assert [path.name for path in site.iterdir()] == [MANIFEST]
+
+
+def test_a_folder_of_an_earlier_release_that_holds_the_version_gets_its_mark(store: Store, tmp_path: Path) -> None:
+    """It has exactly the files; from then on it follows production."""
+    version, newer = published(store, tmp_path / "one", b"w"), published(store, tmp_path / "two", b"newer")
+    target = model_folder(tmp_path / "out", b"w")
+    pull(store, version, target)
+    pull(store, newer, target)
+    assert contents(target) == contents(tmp_path / "two")
+
+
+def test_two_pulls_into_one_folder_at_once_both_succeed(store: Store, tmp_path: Path) -> None:
+    """A shared work folder: each finds the version whole, whoever brought it."""
+    versions = [published(store, tmp_path / f"{i}", b"%d" % i) for i in range(2)]
+    with ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda n: pull(store, versions[n % 2], tmp_path / "out" / "model"), range(24)):
+            pass
+    assert contents(tmp_path / "out" / "model") in [contents(tmp_path / f"{i}") for i in range(2)]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model"]
+
+
+def test_a_version_with_a_name_of_an_earlier_release_stays_valid(store: Store, tmp_path: Path) -> None:
+    """16 digits then, 32 now: 64 bits can be met by somebody who looks for two manifests with one name."""
+    version = published(store, tmp_path / "model", b"w")
+    assert len(version) == 32
+    old = version[:16]
+    for entry in list(store.entries(f"models/{version}/")):
+        store.put(entry.key.replace(version, old), store.get(entry.key).body)
+    assert verify(store, old) == verify(store, version)
+    assert contents(pull(store, old, tmp_path / "out")) == contents(tmp_path / "model")
+    store.put(f"models/{version[:15]}0/{MANIFEST}", store.get(f"models/{version}/{MANIFEST}").body)
+    if version[15] != "0":
+        with pytest.raises(VersionError, match="was changed"):
+            verify(store, f"{version[:15]}0")
+
+
 def test_a_link_in_the_target_is_not_followed(store: Store, tmp_path: Path) -> None:
     """A file that is a link to the right bytes may change later: the folder does not count as verified."""
     version = published(store, tmp_path / "model", b"w")
-    target = model_folder(tmp_path / "out", b"w")
+    target = pull(store, version, tmp_path / "out")
     (target / "model.safetensors").unlink()
     (target / "model.safetensors").symlink_to(tmp_path / "model" / "model.safetensors")
-    with pytest.raises(VersionError, match="no part of a model"):
+    with pytest.raises(VersionError, match="did not write"):
         pull(store, version, target)
 
 

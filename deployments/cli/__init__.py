@@ -44,7 +44,12 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "status": stack.status,
     },
     "Nights": {"init": trying.init, "deploy": nights.deploy, "run": nights.run},
-    "What serves": {"history": versions.history, "pull": versions.pull, "rollback": versions.rollback},
+    "What serves": {
+        "history": versions.history,
+        "pull": versions.pull,
+        "rollback": versions.rollback,
+        "release": versions.release,
+    },
     "Workers": {"join": joining.join, "drain": workers.drain, "resume": workers.resume},
     "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},
 }

@@ -83,7 +83,7 @@ def demo(state: StateOption = None) -> None:
         if outcome.verdict == "failed":
             raise CliError(f"the night failed; its log is in the UI, and in {stack.logs()}")
         production = read_production(store)
-        if production is not None:
+        if production is not None and production.version is not None:
             promoted = Run(store, production.run_id).outcome
             if promoted is not None and promoted.run_id != outcome.run_id:
                 console.print(f"What serves was promoted by run {promoted.run_id}, with these scores:")
@@ -139,7 +139,7 @@ def _describe_store(store: Store) -> None:
     production, last = read_production(store), last_concluded(store)
     console.print(f"\n[bold]{escape(store.url)}[/]")
     console.print(
-        f"  production  version {production.version} since {production.at:%Y-%m-%d %H:%M} UTC"
+        f"  production  {production.serves} since {production.at:%Y-%m-%d %H:%M} UTC"
         if production
         else "  production  nothing yet: the base model serves"
     )

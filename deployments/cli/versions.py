@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from deployments.cli.common import StateOption, StoreOption, connect, console
 
@@ -34,6 +35,8 @@ def history(
         show.to(console, show.ledger(served) if served else f"On {on:%Y-%m-%d} the base model served.")
         return
     show.to(console, show.ledger(changes) if changes else "Production has never changed: the base model serves.")
+    for one in registry.held(opened):
+        console.print(f"Held: {escape(str(one))}.")
     latest = (run.outcome for run in islice(backwards(opened), runs))
     outcomes = [outcome for outcome in latest if outcome is not None]
     if outcomes:
@@ -61,7 +64,8 @@ def pull(
 def rollback(
     reason: Annotated[str, typer.Option(help="Why; it goes into the ledger.")],
     to: Annotated[
-        str | None, typer.Option(metavar="VERSION", help="Version to serve. Default: the one before.")
+        str | None,
+        typer.Option(metavar="VERSION", help="Version to serve; base: the base model. Default: what served before."),
     ] = None,
     store: StoreOption = None,
     state: StateOption = None,
@@ -76,9 +80,26 @@ def rollback(
     change = registry.rollback(
         opened, to, run_id=run_id(datetime.now(UTC), uuid4().hex), who=getpass.getuser(), reason=reason
     )
-    console.print(f"version {change.version} serves again, in place of {change.previous}")
+    console.print(f"{change.serves} serves again, in place of {registry.name_of(change.previous)}")
+    left = ", ".join(one.version for one in registry.held(opened) if one.rollback.promotion == change.promotion)
+    if left:
+        console.print(f"No night promotes {left} again until `ratchet release VERSION`.")
     console.print(
-        "No event was sent: tell whoever builds the index"
-        + (", which must be rebuilt." if change.fingerprint.rebuild_index else "; it need not be rebuilt.")
+        "No event was sent: tell those who build the index"
+        + (", which must be rebuilt." if change.rebuild_index else "; it need not be rebuilt.")
         + " The flow rollback/manual does the same and sends ratchet.production.changed."
     )
+
+
+def release(
+    version: Annotated[str, typer.Argument(help="Version that was rolled back, as `ratchet history` shows it.")],
+    reason: Annotated[str, typer.Option(help="Why it may be promoted again.")],
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Let nights promote a version again that was rolled back."""
+    from tasks import registry
+
+    for one in registry.release(connect(state, store), version, who=getpass.getuser(), reason=reason):
+        by = f"change {one.rollback.promotion}, by {one.rollback.who}: {one.rollback.reason}"
+        console.print(f"version {version} is no longer held (it was rolled back by {escape(by)})")

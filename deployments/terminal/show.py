@@ -88,7 +88,8 @@ def ledger(changes: Iterable[Change]) -> Table:
     for change in sorted(changes, key=lambda change: -change.promotion):
         figures = (f"{change.scores[name]:.3f}" if name in change.scores else "" for name in ("recall_at_10", "mrr"))
         table.add_row(
-            str(change.promotion), escape(change.version), f"{change.at:%Y-%m-%d %H:%M}", escape(change.action),
+            str(change.promotion), escape(change.version or "base model"), f"{change.at:%Y-%m-%d %H:%M}",
+            escape(change.action),
             escape(change.who), *figures, escape(change.reason),
         )  # fmt: skip
     return table

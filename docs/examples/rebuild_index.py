@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,17 +30,18 @@ from tasks.storage import Store
 def rebuild(store: Store, documents: list[str], index: Path) -> bool:
     """Build the index anew if what serves gives other vectors than those in it; says whether it did."""
     production = read_production(store)
-    if production is None:
-        raise SystemExit(f"nothing is in production in {store.url}")
+    if production is None or production.version is None:
+        raise SystemExit(f"the base model serves in {store.url}: build the index with it")
     state = index / "index.json"
     if state.exists():
         built = json.loads(state.read_text())["promotion"]
-        if not any(change.fingerprint.rebuild_index for change in history(store) if change.promotion > built):
+        if not any(change.rebuild_index for change in history(store) if change.promotion > built):
             return False
     with TemporaryDirectory() as work:
         model = SentenceTransformer(str(pull(store, production.version, Path(work) / "model")))
         vectors = model.encode_document(documents, normalize_embeddings=True)
     fresh = index.with_name(f"{index.name}-{production.version}-{production.promotion}")
+    shutil.rmtree(fresh, ignore_errors=True)  # an attempt that failed after this; the link does not point to it
     fresh.mkdir(parents=True)
     np.save(fresh / "vectors.npy", vectors)
     (fresh / "documents.json").write_text(json.dumps(documents))

@@ -1,224 +1,75 @@
-"""Which version serves, and every change of that: the production pointer and the ledger.
+"""Changing which version serves: promotion by a night, rollback by a person, both under conditional writes.
 
-`production.json` is the only object that is ever replaced, and only by `put_if_match` on the bytes that were
-read when production was scored. It carries the whole ledger entry of the change that wrote it, and the ledger entry
-`promotions/<number>.json` is a copy of those bytes, written after the pointer. So a change happens in one write:
-before it nothing has happened, after it everything is known. Whoever finds the last copy missing (after a crash)
-writes it, and nobody moves the pointer from n to n + 1 before entry n is in the ledger. Hence the ledger has no
-gap and no double, and its last entry is the pointer.
-
-The number rises with every change and the run id is in the bytes, so no pointer is ever the same twice: an ETag
-that matches means that nothing has happened since it was read. That is broken only by hand (an old pointer
-put back, a pointer deleted); then the ledger is ahead of the pointer, and everything here refuses, loudly.
+`tasks.registry.ledger` says what is written, in which order, and why.
 """
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, date, datetime
+from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import ValidationError
 
+from tasks.registry.clock import store_time
+from tasks.registry.held import find_held
+from tasks.registry.ledger import (
+    POINTER,
+    Action,
+    Announce,
+    Change,
+    Fingerprint,
+    Production,
+    entry,
+    find_entry,
+    history,
+    name_of,
+    read_production,
+    record,
+    settle,
+    silently,
+)
 from tasks.registry.versions import (
-    Description,
     Manifest,
     RegistryError,
-    Sha256,
     VersionError,
-    VersionName,
     download,
     hold,
-    publish,
     pull,
     read_manifest,
 )
-from tasks.storage import Blob, Store
+from tasks.storage import Store
 
-__all__ = [
-    "Change",
-    "Description",
-    "Fingerprint",
-    "LedgerError",
-    "Production",
-    "ProductionChangedError",
-    "RefusedError",
-    "RegistryError",
-    "VersionError",
-    "history",
-    "promote",
-    "publish",
-    "pull",
-    "pull_production",
-    "read_production",
-    "rollback",
-    "served_on",
-    "settle",
-]
+BASE: Final = "base"
+"""Name under which a rollback asks for the base model: what serves before anything was promoted."""
 
-POINTER: Final = "production.json"
-LEDGER: Final = "promotions/"
-
-Action = Literal["promotion", "rollback"]
+_SKEW: Final = timedelta(hours=1)
+"""Up to this much an entry of the ledger may lie in the store's future, and the next one is still dated after it."""
 
 
 class ProductionChangedError(RegistryError):
-    """Production is no longer the one that was scored; nothing was written."""
+    """Production is no longer the one that was scored or left; nothing was written."""
 
 
 class RefusedError(RegistryError):
     """The change makes no sense or the store cannot be trusted with it; nothing was written."""
 
 
-class LedgerError(RegistryError):
-    """The pointer and the ledger contradict each other: somebody wrote or deleted one of them by hand."""
+@dataclass(frozen=True)
+class _Wish:
+    """A change that somebody wants; what it follows is only known when it is written."""
 
-
-class Fingerprint(Description):
-    """What a search index must know about the vectors of the version that serves."""
-
-    weights: Sha256
-    rebuild_index: bool = Field(description="Whether an index built with the previous version must be rebuilt.")
-
-
-class Change(BaseModel):
-    """One change of production: an entry of the ledger, and, while it is the last one, the pointer."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    version: VersionName
-    promotion: int = Field(ge=1, description="Number of the change, from 1, without gaps.")
-    previous: VersionName | None = Field(description="The version that served before.")
+    version: str | None
     action: Action
-    run_id: str = Field(min_length=1)
-    at: AwareDatetime
-    who: str = Field(min_length=1)
-    reason: str = Field(min_length=1)
-    scores: dict[str, FiniteFloat] = Field(default_factory=dict)
-    fingerprint: Fingerprint
-
-    def body(self) -> bytes:
-        """The bytes of pointer and ledger entry."""
-        record = self.model_dump(mode="json", exclude={"etag"})
-        return json.dumps(record, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
-
-
-class Production(Change):
-    """What serves now, and the ETag of the pointer that says so."""
-
-    etag: str = Field(exclude=True)
-
-
-# --- reading -------------------------------------------------------------------------------------------------
-
-
-def read_production(store: Store) -> Production | None:
-    """What serves now, or None when nothing was ever promoted. Writes nothing.
-
-    Raises LedgerError when the pointer cannot be read as one, or is gone although the ledger has entries:
-    "nothing in production" is never concluded from damage.
-    """
-    found = _pointer(store)
-    return None if found is None else found[0]
-
-
-def _pointer(store: Store) -> tuple[Production, Blob] | None:
-    blob = store.find(POINTER)
-    if blob is None:
-        numbers = _numbers(store)
-        if not numbers:
-            return None
-        blob = store.find(POINTER)  # the first promotion may have happened between the two reads
-        if blob is None:
-            last = store.uri(_key(max(numbers)))
-            raise LedgerError(f"{store.uri(POINTER)} is gone, but the ledger goes on to {last}: copy that there")
-    change = _change(store, POINTER, blob)
-    return Production(**dict(change), etag=blob.etag), blob
-
-
-def _change(store: Store, key: str, blob: Blob) -> Change:
-    try:
-        return Change.model_validate_json(blob.body)
-    except ValidationError as error:
-        problem = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        where = ".".join(str(part) for part in problem["loc"])
-        raise LedgerError(f"{store.uri(key)} is not valid: {where}: {problem['msg']}") from error
-
-
-def _key(number: int) -> str:
-    return f"{LEDGER}{number:012d}.json"
-
-
-def _numbers(store: Store) -> set[int]:
-    """Numbers of the ledger's entries. Raises LedgerError for anything else in its folder."""
-    names = [entry.key.removeprefix(LEDGER) for entry in store.entries(LEDGER)]
-    foreign = [name for name in names if not (len(name) == 17 and name[:12].isdecimal() and name.endswith(".json"))]
-    if foreign:
-        raise LedgerError(f"{store.uri(LEDGER + foreign[0])} is no entry of the ledger")
-    return {int(name[:12]) for name in names}
-
-
-def settle(store: Store) -> Production | None:
-    """Read production and complete what an interrupted change left undone: its copy in the ledger.
-
-    Every run begins with this. Raises LedgerError when pointer and ledger contradict each other.
-    """
-    found = _pointer(store)
-    if found is None:
-        return None
-    production, blob = found
-    if store.put_if_absent(_key(production.promotion), blob.body) is None:
-        raise LedgerError(f"{store.uri(_key(production.promotion))} is not what {store.uri(POINTER)} says")
-    if max(_numbers(store)) > production.promotion:
-        now = read_production(store)
-        if now is None or now.promotion <= production.promotion:
-            raise LedgerError(
-                f"{store.uri(POINTER)} says change {production.promotion}, but the ledger goes on to "
-                f"{max(_numbers(store))}: an old pointer was put back by hand"
-            )
-        return settle(store)  # another change happened while we were reading
-    return production
-
-
-def history(store: Store) -> list[Change]:
-    """Every change of production, oldest first. Writes nothing.
-
-    Raises LedgerError when an entry is missing or not valid, or the pointer is not the last one.
-    """
-    found = _pointer(store)
-    if found is None:
-        return []
-    production, blob = found
-    with ThreadPoolExecutor(16) as pool:
-        earlier = list(pool.map(lambda number: _entry(store, number), range(1, production.promotion)))
-    last = store.find(_key(production.promotion))
-    if last is not None and last.body != blob.body:
-        raise LedgerError(f"{store.uri(_key(production.promotion))} is not what {store.uri(POINTER)} says")
-    return [*earlier, _change(store, POINTER, blob)]
-
-
-def _entry(store: Store, number: int) -> Change:
-    blob = store.find(_key(number))
-    if blob is None:
-        raise LedgerError(f"{store.uri(_key(number))} is missing: the ledger has a gap")
-    change = _change(store, _key(number), blob)
-    if change.promotion != number:
-        raise LedgerError(f"{store.uri(_key(number))} says it is change {change.promotion}")
-    return change
-
-
-def served_on(changes: list[Change], day: date) -> list[Change]:
-    """What served on a day (UTC) and why: the change in force when it began, then the changes of that day."""
-    before = [change for change in changes if change.at.astimezone(UTC).date() < day]
-    during = [change for change in changes if change.at.astimezone(UTC).date() == day]
-    return before[-1:] + during
-
-
-# --- changing ------------------------------------------------------------------------------------------------
+    run_id: str
+    who: str
+    reason: str
+    scores: Mapping[str, float]
+    announce: Announce
 
 
 def promote(
@@ -230,28 +81,31 @@ def promote(
     who: str,
     reason: str,
     scores: Mapping[str, float],
+    announce: Announce = silently,
 ) -> Change:
     """Let a published version serve, in the place of exactly the production that was scored.
 
     `expected_etag` is the ETag of the production that the candidate was compared with, None when there was
-    none. Called again by the same run, after a crash or a lost reply, it returns the change that it made.
+    none. `announce` is called once the change has happened, before it is copied to the ledger. Called again by the
+    same run, after a crash or a lost reply, it returns the change that it made.
 
-    Raises ProductionChangedError when production is another by now, RefusedError when the version serves already
-    or the store does not honour conditional writes, VersionError when the version is not whole, and LedgerError.
+    Raises ProductionChangedError when production is another by now, RefusedError when the version serves already,
+    was rolled back by a person and not released, or the store does not honour conditional writes, VersionError when
+    the version is not whole, and LedgerError.
     """
-    current = settle(store)
+    current = settle(store, announce)
     if (current.etag if current else None) != expected_etag:
-        made = _made(store, version, "promotion", run_id)
+        made = _made(store, run_id, "promotion", version)
         if made is None:
-            serves = f"version {current.version}, put there by run {current.run_id}" if current else "nothing"
+            serves = f"{current.serves}, put there by run {current.run_id}," if current else "nothing"
             raise ProductionChangedError(f"production changed since it was scored: now {serves} serves")
         return made
     if current is not None and current.version == version:
         raise RefusedError(f"version {version} serves already")
-    return _move(store, current, version, "promotion", run_id, who, reason, scores)
+    return _move(store, current, _Wish(version, "promotion", run_id, who, reason, scores, announce))
 
 
-def _made(store: Store, version: str, action: Action, run_id: str) -> Change | None:
+def _made(store: Store, run_id: str, action: Action, version: str | None) -> Change | None:
     """The change that this run made already, if it did."""
     of_run = [c for c in history(store) if (c.run_id, c.action, c.version) == (run_id, action, version)]
     return of_run[-1] if of_run else None
@@ -264,29 +118,50 @@ def rollback(
     run_id: str,
     who: str,
     reason: str,
+    leaving: int | None = None,
+    announce: Announce = silently,
 ) -> Change:
-    """Put an earlier version back: the one that served before (None), or any that ever served.
+    """Put an earlier version back: the one that served before (None), any that ever served, or the base model (BASE).
 
-    The version's files are downloaded and every hash is checked first. Called again by the same run it returns the
-    change that it made. Raises RefusedError when there is nothing to go back to, the version never served or
-    serves now, or the store does not honour conditional writes; ProductionChangedError when production changed
-    meanwhile; VersionError when the version does not verify; and LedgerError.
+    The version's files are downloaded and every hash is checked first. The versions that are left are held: no night
+    promotes them until they are released. `leaving` is the number of the change that was in force when the rollback
+    was asked for: what came in between is not rolled back unseen. Called again by the same run it returns the change
+    that it made, whatever came after it.
+
+    Raises RefusedError when there is nothing to go back to, the version never served or serves now, or the store does
+    not honour conditional writes; ProductionChangedError when production changed meanwhile; VersionError when the
+    version does not verify; and LedgerError.
     """
-    current = settle(store)
+    current = settle(store, announce)
     if current is None:
         raise RefusedError("nothing is in production: there is nothing to roll back")
-    if current.run_id == run_id and current.action == "rollback":
-        return current
-    target = to_version or current.previous
-    if target is None:
-        raise RefusedError(f"version {current.version} is the first that served: there is no previous one")
+    made = _rolled_back(store, current, run_id)
+    if made is not None:
+        return made
+    if leaving is not None and current.promotion != leaving:
+        raise ProductionChangedError(
+            f"production changed since this rollback was asked for: now {current.serves} serves, put there by run "
+            f"{current.run_id}. See `ratchet history`, and ask again"
+        )
+    target = {None: current.previous, BASE: None}.get(to_version, to_version)
     if target == current.version:
-        raise RefusedError(f"version {target} serves already")
-    served = _served(store, current, target)
-    manifest = hold(store, target)
-    with tempfile.TemporaryDirectory() as folder:
-        download(store, target, manifest, Path(folder))
-    return _move(store, current, target, "rollback", run_id, who, reason, served.scores)
+        raise RefusedError(f"{name_of(target)} serves already")
+    scores: Mapping[str, float] = {}
+    if target is not None:
+        scores = _served(store, current, target).scores
+        manifest = hold(store, target)
+        with tempfile.TemporaryDirectory() as folder:
+            download(store, target, manifest, Path(folder))
+    return _move(store, current, _Wish(target, "rollback", run_id, who, reason, scores, announce))
+
+
+def _rolled_back(store: Store, current: Production, run_id: str) -> Change | None:
+    """The rollback that this run made already, if it did; a damaged old entry does not stand in the way."""
+    if (current.run_id, current.action) == (run_id, "rollback"):
+        return current
+    with ThreadPoolExecutor(16) as pool:
+        entries = list(pool.map(lambda number: find_entry(store, number), range(1, current.promotion)))
+    return next((one for one in entries if one and (one.run_id, one.action) == (run_id, "rollback")), None)
 
 
 def _served(store: Store, current: Production, version: str) -> Change:
@@ -295,57 +170,55 @@ def _served(store: Store, current: Production, version: str) -> Change:
     Reads no further back than it must: a damaged old entry does not stand in the way of a rollback at night.
     """
     for number in range(current.promotion - 1, 0, -1):
-        change = _entry(store, number)
+        change = entry(store, number)
         if change.version == version:
             return change
     raise RefusedError(f"version {version} never served: a rollback only goes back")
 
 
-def _move(
-    store: Store,
-    current: Production | None,
-    version: str,
-    action: Action,
-    run_id: str,
-    who: str,
-    reason: str,
-    scores: Mapping[str, float],
-) -> Change:
-    """Write the pointer under the condition that it is still `current` (settled), then its copy in the ledger."""
+def _move(store: Store, current: Production | None, wish: _Wish) -> Change:
+    """Write the pointer if it is still `current` (settled), announce the change, copy it to the ledger."""
     problems = store.probe()
     if problems:
         raise RefusedError(f"{store.url} is not to be trusted with production: {'; '.join(problems)}")
-    manifest = hold(store, version)
-    now = datetime.now(UTC).replace(microsecond=0)
-    try:
-        change = Change(
-            version=version,
-            promotion=current.promotion + 1 if current else 1,
-            previous=current.version if current else None,
-            action=action,
-            run_id=run_id,
-            # clocks of two machines differ; the ledger's times never go back
-            at=max(now, current.at) if current else now,
-            who=who,
-            reason=reason,
-            scores=dict(scores),
-            fingerprint=_fingerprint(store, manifest, current),
-        )
-    except ValidationError as error:
-        raise RefusedError(f"the {action} cannot be recorded: {error}") from error
+    change = _change(store, current, wish)
     body = change.body()
     written = store.put_if_absent(POINTER, body) if current is None else store.put_if_match(POINTER, body, current.etag)
     if written is None:
         # perhaps our own write: its reply was lost and another change followed, or a twin of this run was faster
-        settle(store)
-        made = _made(store, version, action, run_id)
+        settle(store, wish.announce)
+        made = _made(store, wish.run_id, wish.action, wish.version)
         if made is None:
-            raise ProductionChangedError(f"production changed before version {version} could take its place")
+            raise ProductionChangedError(f"production changed before {name_of(wish.version)} could take its place")
         return made
-    ledger = _key(change.promotion)
-    if store.put_if_absent(ledger, body) is None:
-        raise LedgerError(f"{store.uri(ledger)} exists already and is not what {store.uri(POINTER)} says")
+    record(store, change, body, wish.announce)
     return change
+
+
+def _change(store: Store, current: Production | None, wish: _Wish) -> Change:
+    """The entry of the ledger that fulfils a wish. Raises RefusedError for what may not happen."""
+    manifest = None if wish.version is None else hold(store, wish.version)
+    if manifest is not None and wish.action == "promotion":
+        holds = find_held(store, str(wish.version), manifest.weights)
+        if holds is not None:
+            raise RefusedError(str(holds))
+    now = store_time(store)  # clocks of machines differ, and may be far off
+    at = max(now, current.at) if current and current.at - now <= _SKEW else now
+    try:
+        return Change(
+            version=wish.version,
+            promotion=current.promotion + 1 if current else 1,
+            previous=current.version if current else None,
+            action=wish.action,
+            run_id=wish.run_id,
+            at=at,
+            who=wish.who,
+            reason=wish.reason,
+            scores=dict(wish.scores),
+            fingerprint=None if manifest is None else _fingerprint(store, manifest, current),
+        )
+    except ValidationError as error:
+        raise RefusedError(f"the {wish.action} cannot be recorded: {error}") from error
 
 
 def _fingerprint(store: Store, manifest: Manifest, current: Production | None) -> Fingerprint:
@@ -356,7 +229,7 @@ def _fingerprint(store: Store, manifest: Manifest, current: Production | None) -
 
 def _must_rebuild(store: Store, manifest: Manifest, current: Production | None) -> bool:
     """An index survives only when it is certain that both versions give the same vectors."""
-    if current is None:
+    if current is None or current.version is None:
         return True
     try:
         return not manifest.same_vectors(read_manifest(store, current.version))
@@ -364,17 +237,25 @@ def _must_rebuild(store: Store, manifest: Manifest, current: Production | None) 
         return True  # a rollback away from a damaged version must not fail on that damage
 
 
-# --- pulling -------------------------------------------------------------------------------------------------
-
-
 def pull_production(store: Store | str, folder: Path | str) -> Path:
     """Bring the verified files of what serves now to `folder`, and return it; then `SentenceTransformer(path)`.
 
-    `store` is a Store or its address, `s3://bucket/prefix`. Raises RegistryError when nothing is in production, or it
-    does not verify.
+    `store` is a Store or its address, `s3://bucket/prefix`. Raises RegistryError when nothing is in production, it
+    does not verify, or its weights are not those that production names.
     """
     opened = Store.open(store) if isinstance(store, str) else store
     production = read_production(opened)
     if production is None:
         raise RegistryError(f"nothing is in production in {opened.url}")
+    if production.version is None or production.fingerprint is None:
+        raise RegistryError(
+            f"the base model serves in {opened.url}, since {production.at:%Y-%m-%d %H:%M} UTC ({production.reason}): "
+            "there is no version to pull"
+        )
+    weights = read_manifest(opened, production.version).weights
+    if weights != production.fingerprint.weights:
+        raise RegistryError(
+            f"version {production.version} has other weights than {opened.uri(POINTER)} names: {weights[:16]} is not "
+            f"{production.fingerprint.weights[:16]}; roll back, or promote again"
+        )
     return pull(opened, production.version, Path(folder))

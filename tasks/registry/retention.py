@@ -3,50 +3,99 @@
 A version goes in this order: the marker `RETIRED`, its manifest (from here on it does not verify), its files, the
 marker. The marker is what keeps a promotion and a deletion of one version apart: a promotion writes the manifest
 anew and then looks for the marker (`versions.hold`), a deletion writes the marker and then looks at the manifest's age
-and at production. Whichever comes second sees the first, and gives way.
+and at production. The one that comes second sees the first, and gives way.
+
+Ages are told by the store's clock alone: a machine whose own is ahead would find everything old.
 """
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+import secrets
+import shutil
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Final
 
-from tasks.registry.production import history
+from tasks.registry.clock import store_time
+from tasks.registry.ledger import history
 from tasks.registry.versions import MANIFEST, RETIRED, is_version
 from tasks.storage import Entry, Store
 
-MIN_AGE: Final = timedelta(days=1)
-"""Longer than any run: what was written more recently may be on its way into production."""
+KEEP: Final = 10
+"""Latest candidates that are kept, whatever became of them."""
+
+LEDGER_ENTRIES: Final = 10
+"""Latest changes of production whose versions are kept: so far a rollback can go back."""
+
+_MIN_AGE: Final = timedelta(days=1)
+"""What was written more recently may be on its way into production."""
+
+InUse = Callable[[], Collection[str]]
+"""Versions that something needs now besides production and the ledger, such as a night that is under way."""
 
 
-def retire(store: Store, *, keep: int, ledger_entries: int, now: datetime | None = None) -> list[str]:
-    """Delete versions that nothing needs, and return their names.
+def _nothing() -> Collection[str]:
+    return ()
+
+
+@dataclass(frozen=True)
+class _Rule:
+    """What is kept."""
+
+    before: datetime
+    """Only what was last written before this may go."""
+    ledger_entries: int
+    in_use: InUse
+
+    def needed(self, store: Store) -> set[str]:
+        """Versions that production, the end of the ledger, or something else names now."""
+        changes = history(store)[-self.ledger_entries :]
+        named = {name for change in changes for name in (change.version, change.previous) if name is not None}
+        return named | set(self.in_use())
+
+
+def retire(
+    store: Store,
+    *,
+    keep: int = KEEP,
+    ledger_entries: int = LEDGER_ENTRIES,
+    in_use: InUse = _nothing,
+    now: datetime | None = None,
+    dry_run: bool = False,
+) -> list[str]:
+    """Delete versions that nothing needs, and return their names; with `dry_run` only return them.
 
     Kept are the `keep` latest versions, every version that the last `ledger_entries` changes of production name,
-    what serves and what served before it, and whatever was written less than a day before `now`. The remains of
-    interrupted uploads and deletions go too. Raises ValueError for counts below 1, and LedgerError, with nothing
-    deleted, when the ledger is not whole.
+    what serves and what served before it, what is `in_use`, and whatever was written less than a day before `now` (by
+    default the store's time). The remains of interrupted uploads and deletions go too. Raises ValueError for counts
+    below 1, and LedgerError, with nothing deleted, when the ledger is not whole.
     """
     if keep < 1 or ledger_entries < 1:
         raise ValueError(f"keep at least one version and one ledger entry, got {keep} and {ledger_entries}")
-    before = (now or datetime.now(UTC)) - MIN_AGE
-    found = _by_version(store)
-    whole = [version for version, entries in found.items() if MANIFEST in entries]
-    latest = sorted(whole, key=lambda version: (found[version][MANIFEST].modified, version), reverse=True)[:keep]
-    kept = _needed(store, ledger_entries) | set(latest)
+    rule = _Rule((now or store_time(store)) - _MIN_AGE, ledger_entries, in_use)
+    versions = _by_version(store)
+    kept = rule.needed(store) | set(_latest(versions, keep))
     retired = []
-    for version, entries in sorted(found.items()):
+    for version, entries in sorted(versions.items()):
         written = max((entry.modified for name, entry in entries.items() if name != RETIRED), default=None)
-        if version not in kept and (written is None or written <= before):
-            if _delete(store, version, before, ledger_entries):
+        if version not in kept and (written is None or written <= rule.before):
+            if dry_run or _delete(store, version, rule):
                 retired.append(version)
-        elif RETIRED in entries and entries[RETIRED].modified <= before:
+        elif not dry_run and RETIRED in entries and entries[RETIRED].modified <= rule.before:
             store.delete([entries[RETIRED].key])  # an interrupted deletion that had not begun to delete
     return retired
 
 
+def _latest(versions: dict[str, dict[str, Entry]], keep: int) -> list[str]:
+    """The whole versions that were last written, the latest first."""
+    whole = [version for version, entries in versions.items() if MANIFEST in entries]
+    return sorted(whole, key=lambda version: (versions[version][MANIFEST].modified, version), reverse=True)[:keep]
+
+
 def _by_version(store: Store, version: str = "") -> dict[str, dict[str, Entry]]:
-    """Objects of all versions, or of one, by version and path in its folder; what is no version is not ours."""
+    """Objects of all versions, or of one, by version and path in its folder; other folders are not ours."""
     found: dict[str, dict[str, Entry]] = {}
     for entry in store.entries(f"models/{version}/" if version else "models/"):
         name, _, path = entry.key.removeprefix("models/").partition("/")
@@ -55,21 +104,47 @@ def _by_version(store: Store, version: str = "") -> dict[str, dict[str, Entry]]:
     return found
 
 
-def _needed(store: Store, ledger_entries: int) -> set[str]:
-    """Versions that production and the end of the ledger name."""
-    changes = history(store)[-ledger_entries:]
-    return {name for change in changes for name in (change.version, change.previous) if name is not None}
-
-
-def _delete(store: Store, version: str, before: datetime, ledger_entries: int) -> bool:
+def _delete(store: Store, version: str, rule: _Rule) -> bool:
     """Delete one version, unless it turns out to be in use once it is marked."""
     marker = f"models/{version}/{RETIRED}"
-    store.put(marker, b"being deleted\n")
-    entries = _by_version(store, version)[version]
-    del entries[RETIRED]
-    if version in _needed(store, ledger_entries) or any(entry.modified > before for entry in entries.values()):
+    if not _claim(store, marker, rule.before):
+        return False
+    entries = _by_version(store, version).get(version, {})
+    entries.pop(RETIRED, None)
+    if version in rule.needed(store) or any(entry.modified > rule.before for entry in entries.values()):
         store.delete([marker])
         return False
     manifest = [entries.pop(MANIFEST).key] if MANIFEST in entries else []
     store.delete([*manifest, *(entry.key for entry in entries.values()), marker])
     return True
+
+
+def _claim(store: Store, marker: str, before: datetime) -> bool:
+    """Mark a version as being deleted by this call alone; False where another call is at it.
+
+    Were a marker shared, the call that gives way would take it from under the one that goes on deleting. A marker that
+    is older than a day was left by a call that died.
+    """
+    own = f"being deleted by {secrets.token_hex(8)}\n".encode()
+    if store.put_if_absent(marker, own) is not None:
+        return True
+    for entry in store.entries(marker):
+        if entry.modified <= before:
+            return store.put_if_match(marker, own, entry.etag) is not None
+    return False
+
+
+def tidy(models: Path, kept: Collection[str], *, now: float) -> list[str]:
+    """Delete pulled versions from a work folder that are not among `kept`, and return their names.
+
+    What was pulled less than a day before `now` (seconds since 1970) stays: a run on this machine may be reading it.
+    """
+    old = [
+        path
+        for path in sorted(models.iterdir() if models.is_dir() else ())
+        if is_version(path.name) and path.name not in kept and not path.is_symlink()
+    ]
+    gone = [path for path in old if path.stat().st_mtime <= now - _MIN_AGE.total_seconds()]
+    for path in gone:
+        shutil.rmtree(path, ignore_errors=True)
+    return [path.name for path in gone]

@@ -4,14 +4,19 @@ A version is `models/<version>/`: the files of a sentence-transformers folder, a
 and sha256 of each. The version's name is the hash of its manifest, so a name fixes every byte: a manifest or
 a file that was changed, cut or swapped no longer verifies. The manifest is written last: without it there is no
 version, and publishing again after a crash at any write comes to the same end.
+
+A folder that was pulled holds the manifest as well: by it `pull` knows a folder as its own, and replaces no other.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Final, Literal
 
@@ -24,8 +29,12 @@ MANIFEST: Final = "manifest.json"
 RETIRED: Final = "RETIRED"
 """Marker in the folder of a version that is being deleted; its name has no allowed suffix, so no file can be it."""
 
-VersionName = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{16}$")]
-"""The first 16 hex digits of the sha256 of the version's manifest."""
+_DIGITS: Final = 32
+_OLD_DIGITS: Final = 16
+"""Digits of the names that earlier releases gave; such versions stay valid."""
+
+VersionName = Annotated[str, StringConstraints(pattern=r"^([0-9a-f]{32}|[0-9a-f]{16})$")]
+"""The first 32 hex digits (of earlier releases: 16) of the sha256 of the version's manifest."""
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -45,7 +54,7 @@ class _Record(BaseModel):
 
 
 class Description(_Record):
-    """What whoever searches with the vectors must know about them."""
+    """What a search with the vectors must know about them."""
 
     dimension: int = Field(ge=1)
     normalisation: Literal["l2", "none"]
@@ -91,7 +100,7 @@ class Manifest(_Record):
         return version_of(self.body())
 
     def same_vectors(self, other: Manifest) -> bool:
-        """Whether both versions surely give the same vectors: every file that can change one is the same."""
+        """Whether both versions are certain to give the same vectors: every file that can change one is the same."""
         return _working(self.files) == _working(other.files)
 
 
@@ -105,12 +114,17 @@ def _json(value: object) -> bytes:
 
 def version_of(manifest: bytes) -> str:
     """The name of the version whose manifest has these bytes."""
-    return hashlib.sha256(manifest).hexdigest()[:16]
+    return hashlib.sha256(manifest).hexdigest()[:_DIGITS]
+
+
+def _names(version: str, manifest: bytes) -> bool:
+    """Whether a version's name belongs to a manifest with these bytes."""
+    return is_version(version) and hashlib.sha256(manifest).hexdigest().startswith(version)
 
 
 def is_version(name: str) -> bool:
     """Whether a text has the form of a version's name."""
-    return len(name) == 16 and set(name) <= set("0123456789abcdef")
+    return len(name) in {_DIGITS, _OLD_DIGITS} and set(name) <= set("0123456789abcdef")
 
 
 def weights_hash(files: Mapping[str, File]) -> str:
@@ -132,7 +146,7 @@ def check_paths(paths: Iterable[str]) -> None:
         if any(part in {"", ".", ".."} for part in parts):
             raise ValueError(f"{path!r} leaves the folder of the version")
         if PurePosixPath(path).suffix not in MODEL_FILES:
-            raise ValueError(f"{path!r} is none of {', '.join(sorted(MODEL_FILES))}")
+            raise ValueError(f"{path!r} has none of the endings {', '.join(sorted(MODEL_FILES))}")
         if path.lower() == MANIFEST:
             raise ValueError(f"{path!r} is the name of the manifest itself")
         above = {str(parent) for parent in PurePosixPath(path).parents} & known
@@ -168,7 +182,7 @@ def describe_folder(folder: Path, description: Description) -> Manifest:
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
-            raise VersionError(f"{path} is no plain file: a version holds no links and no devices")
+            raise VersionError(f"{path} is not a plain file: a version holds no links and no devices")
         if path.is_file():
             files[name] = File(size=path.stat().st_size, sha256=_sha256(path))
     if not any(name.endswith(".safetensors") for name in files):
@@ -199,7 +213,9 @@ def read_manifest(store: Store, version: str) -> Manifest:
 
 def _find_manifest(store: Store, version: str) -> Blob:
     if not is_version(version):
-        raise VersionError(f"{version!r} is no version: a version is 16 hex digits")
+        raise VersionError(
+            f"{version!r} is not a version: a version is {_DIGITS} hex digits (older ones: {_OLD_DIGITS})"
+        )
     blob = store.find(f"models/{version}/{MANIFEST}")
     if blob is None:
         raise VersionError(f"there is no version {version} in {store.url}: it has no manifest")
@@ -208,7 +224,7 @@ def _find_manifest(store: Store, version: str) -> Blob:
 
 def _parse(store: Store, version: str, blob: Blob) -> Manifest:
     uri = store.uri(f"models/{version}/{MANIFEST}")
-    if version_of(blob.body) != version:
+    if not _names(version, blob.body):
         raise VersionError(f"{uri} was changed: its bytes belong to version {version_of(blob.body)}")
     try:
         return Manifest.model_validate_json(blob.body)
@@ -262,24 +278,46 @@ def pull(store: Store, version: str, folder: Path) -> Path:
     """Bring a version's verified files to `folder`, and return it.
 
     A folder that holds exactly these files already is kept. Otherwise they are downloaded beside it, verified, and
-    renamed into place: the folder never holds part of a version. What was there is replaced by that rename, unless
-    it holds files that no model has; then it is somebody's, and VersionError is raised, as it is for everything that
-    does not verify.
+    renamed into place: the folder never holds part of a version. What was there is replaced by that rename, if it is
+    empty, or was written by an earlier pull: its own `manifest.json` says so, and names every file in it. Any other
+    folder is somebody's, and VersionError is raised, as it is for everything that does not verify.
     """
+    blob = _find_manifest(store, version)
     manifest = verify(store, version)
     target = folder.absolute()
     if target.is_symlink():
         target = target.resolve()
-    if target.exists():
-        if not differences(target, manifest):
-            return folder
-        _check_replaceable(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
-        fresh = Path(beside) / "new"
-        download(store, version, manifest, fresh)
-        _replace(target, fresh, Path(beside) / "old")
+    with _alone(target.parent):
+        if target.exists():
+            if not differences(target, manifest):
+                _mark(target, blob.body)
+                return folder
+            _check_replaceable(target)
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as beside:
+            fresh = Path(beside) / "new"
+            download(store, version, manifest, fresh)
+            _mark(fresh, blob.body)
+            _replace(target, fresh, Path(beside) / "old")
     return folder
+
+
+@contextlib.contextmanager
+def _alone(parent: Path) -> Iterator[None]:
+    """Wait until no other process pulls into a folder of this one; the lock ends with the process."""
+    descriptor = os.open(parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _mark(folder: Path, manifest: bytes) -> None:
+    """Leave the manifest in a folder that holds its files, unless it is there."""
+    mark = folder / MANIFEST
+    if not mark.is_file() or mark.read_bytes() != manifest:
+        mark.write_bytes(manifest)
 
 
 def _replace(target: Path, fresh: Path, old: Path) -> None:
@@ -305,21 +343,21 @@ def download(store: Store, version: str, manifest: Manifest, folder: Path) -> No
 
 
 def differences(folder: Path, manifest: Manifest) -> list[str]:
-    """How the files in a folder differ from a manifest, in words; empty when they are exactly its files."""
+    """How the files in a folder differ from a manifest, for people; empty when they are exactly its files.
+
+    The mark of an earlier pull may lie beside them.
+    """
     if not folder.is_dir():
-        return [f"{folder} is no folder"]
-    found = {
-        path.relative_to(folder).as_posix(): path
-        for path in folder.rglob("*")
-        if path.is_symlink() or not path.is_dir()
-    }
-    wrong = [f"{path} is missing" for path in manifest.files if path not in found]
-    for path, at in sorted(found.items()):
+        return [f"{folder} is not a directory"]
+    there = _files(folder)
+    there.pop(MANIFEST, None)
+    wrong = [f"{path} is missing" for path in manifest.files if path not in there]
+    for path, at in sorted(there.items()):
         file = manifest.files.get(path)
         if file is None:
             wrong.append(f"{path} is not in the manifest")
         elif at.is_symlink() or not at.is_file():
-            wrong.append(f"{path} is no plain file")
+            wrong.append(f"{path} is not a plain file")
         elif at.stat().st_size != file.size:
             wrong.append(f"{path} has {at.stat().st_size} bytes, the manifest says {file.size}")
         elif _sha256(at) != file.sha256:
@@ -327,15 +365,30 @@ def differences(folder: Path, manifest: Manifest) -> list[str]:
     return wrong
 
 
+def _files(folder: Path) -> dict[str, Path]:
+    """Everything below a folder but directories, by its path in the folder."""
+    return {
+        path.relative_to(folder).as_posix(): path
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+
+
 def _check_replaceable(target: Path) -> None:
-    """Refuse to replace what is not a model: `ratchet pull .` must not cost anybody their work."""
+    """Refuse to replace what no pull has written: `ratchet pull .` must not cost anybody their work."""
     if not target.is_dir():
-        raise VersionError(f"{target} exists and is no folder: name another")
-    for path in target.rglob("*"):
-        if path.is_symlink() or not (path.is_dir() or path.suffix in MODEL_FILES):
-            raise VersionError(
-                f"{target} holds {path.relative_to(target)}, which is no part of a model: name another folder"
-            )
-    # notes and settings have the endings of a model's texts: only weights tell that it is one
-    if any(target.iterdir()) and not any(target.rglob("*.safetensors")):
-        raise VersionError(f"{target} holds files, and is no model: name a folder that is new or empty")
+        raise VersionError(f"{target} exists and is not a directory: name another")
+    there = _files(target)
+    if not there and not any(target.iterdir()):
+        return
+    remedy = "name a folder that is new or empty, or move what is in this one"
+    mark = there.pop(MANIFEST, None)
+    if mark is None or mark.is_symlink():
+        raise VersionError(f"{target} was not written by `ratchet pull` (it holds no {MANIFEST}): {remedy}")
+    try:
+        own = Manifest.model_validate_json(mark.read_bytes()).files
+    except ValidationError as error:
+        raise VersionError(f"{mark} is not what `ratchet pull` writes: {remedy}") from error
+    for path, at in sorted(there.items()):
+        if path not in own or at.is_symlink():
+            raise VersionError(f"{target} holds {path}, which `ratchet pull` did not write: {remedy}")

@@ -7,7 +7,7 @@ as new what came since the night before, whoever took it in.
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,13 +64,16 @@ def look(store: Store, run_id: str, commit: int, watch: Watch, work: Path, on_pr
     stands = _standstill(store, production, watch)
     if production is None:
         return Seen(version=None, says="Nothing is in production: there is nothing to watch.", standstill=stands)
-    seen = Seen(version=production.version, says="", standstill=stands, change=production.promotion)
-    trained = _trained_on(store, production.version)
+    version = production.version
+    seen = Seen(version=version, says="", standstill=stands, change=production.promotion)
+    if version is None:
+        return seen.model_copy(update={"says": "The base model serves: there is nothing to watch."})
+    trained = _trained_on(store, version)
     if trained is None:
         return seen.model_copy(
-            update={"says": f"It is not known what version {production.version} was trained on: nothing is scored."}
+            update={"says": f"It is not known what version {version} was trained on: nothing is scored."}
         )
-    windows = _windows(store, production.version)
+    windows = _windows(store, version)
     after = windows[-1].last if windows else trained[1]
     window, says = _next_window(store, production, trained, after, commit, watch, work, run_id, on_progress)
     windows += [window] if window else []
@@ -112,13 +115,14 @@ def _next_window(
     data = dataset.build(rows, splits.load_split(store))
     if len(data.test) < watch.min_queries:
         return None, few.format(f"{len(data.test):,}", f"{watch.min_queries:,}")
-    folder = registry.pull(store, production.version, work / "models" / production.version)
+    version = str(production.version)
+    folder = registry.pull(store, version, work / "models" / version)
     # documents that were encoded at promotion come from the cache, if it is on the same numeric path
     encoder = CachedEncoder(ModelEncoder.open(folder, _numeric_path(store, run)), VectorCache(work / "vectors", store))
     side = scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress)
     measured = measure(side.per_query, production.scores, watch)
     found = Window(
-        version=production.version,
+        version=version,
         first=after + 1,
         last=upto,
         queries=len(data.test),
@@ -129,7 +133,7 @@ def _next_window(
         run_id=run_id,
         at=runs.now(),
     )
-    key = f"{_folder(production.version)}{found.first:012d}.json"
+    key = f"{_folder(version)}{found.first:012d}.json"
     window = runs.once(store, key, Window, lambda: found)
     return window, f"{window.queries:,} queries with fresh labels: {_figures(window)}."
 
@@ -187,15 +191,22 @@ def _windows(store: Store, version: str) -> list[Window]:
 
 
 def _standstill(store: Store, production: Production | None, watch: Watch) -> list[Standstill]:
-    since = production.at.astimezone(UTC) if production else None
-    days = (datetime.now(UTC) - since).total_seconds() / 86_400 if since else None
-    return standstill(_nights(store, since) if watch.max_nights else 0, days, watch)
+    """By the store's clock: that of the machine which promoted, or of this one, may be far ahead or behind."""
+    from tasks import registry
+
+    now = registry.store_time(store)
+    since = registry.serving_since(store, production).astimezone(UTC) if production else None
+    days = (now - since).total_seconds() / 86_400 if since else None
+    return standstill(_nights(store, since, now) if watch.max_nights else 0, days, watch)
 
 
-def _nights(store: Store, since: datetime | None) -> int:
+def _nights(store: Store, since: datetime | None, now: datetime) -> int:
     """Nights after a moment that had something to train on and did not promote."""
     nights = 0
+    tomorrow = f"{now.astimezone(UTC) + timedelta(days=1):%Y%m%dT%H%M%SZ}"
     for run in runs.backwards(store):
+        if run.run_id > tomorrow:
+            continue  # a machine whose clock was ahead gave this name: when it ran is not known
         if since is not None and run.run_id < f"{since:%Y%m%dT%H%M%SZ}":
             break
         outcome = run.outcome
