@@ -1,4 +1,4 @@
-"""What the checks found, as plain data: `checks.json`, the table in the UI, the reasons in words."""
+"""What the checks found, as plain data: `checks.json`, the table in the UI, the reasons as text."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Finding(_Record):
 
     @property
     def reason(self) -> str:
-        """The finding in words, with the first place to look at."""
+        """The finding as a sentence, with the first place to look at."""
         if self.error:
             return f"{self.title}: could not be evaluated: {self.error}"
         first = f", first in {self.samples[0].object} line {self.samples[0].line}" if self.samples else ""
@@ -111,7 +111,7 @@ class ChecksResult(_Record):
         Raises ValueError for no findings at all: checks that did not run have not passed.
         """
         if not findings:
-            raise ValueError("no expectation was evaluated: that is no passed check")
+            raise ValueError("no expectation was evaluated: checks that did not run have not passed")
         critical = [f for f in findings if f.severity == "critical" and not f.success]
         blocked = any(f.name != ENOUGH_PAIRS for f in critical)
         return cls(

@@ -1,4 +1,4 @@
-"""When to fine-tune at all: rules of thumb as a pure function, with their reasons in words."""
+"""When to fine-tune at all: rules of thumb as a pure function, with their reasons."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def guide(
     `baseline_recall` is Recall@10 of the model that serves now (None: not measured yet), `languages` the share of
     each language in the data, `supported` the languages of the base model (None: unknown).
 
-    Under `rule.min_pairs` a model off the shelf is the better choice, up to `rule.warn_pairs` a gain is likely to
+    Below `rule.min_pairs` a model off the shelf is the better choice, up to `rule.warn_pairs` a gain is likely to
     be too small to tell from chance, from there on fine-tuning usually pays. Only the number of pairs decides the
     action; recall and languages add advice.
     """
@@ -63,18 +63,18 @@ def guide(
         )
     else:
         action = "fine-tune"
-        reasons.append(f"{pairs:,} distinct pairs: enough for fine-tuning to pay as a rule.")
+        reasons.append(f"{pairs:,} distinct pairs: usually enough for fine-tuning to pay.")
     if baseline_recall is not None and baseline_recall >= target:
         reasons.append(
-            f"Recall@10 is {baseline_recall:.3f} already, at or over the target of {target:.2f}: "
+            f"Recall@10 is already {baseline_recall:.3f}, at or above the target of {target:.2f}: "
             "fine-tuning may not pay."
         )
     foreign = foreign_languages(languages, supported)
     if sum(foreign.values()) > rule.max_foreign_share:
         named = ", ".join(f"{code} {share:.0%}" for code, share in foreign.items())
         reasons.append(
-            f"The base model is not made for {sum(foreign.values()):.0%} of the texts ({named}): start from a "
-            "multilingual model, such as intfloat/multilingual-e5-small or BAAI/bge-m3."
+            f"The base model does not support the language of {sum(foreign.values()):.0%} of the texts ({named}): "
+            "start from a multilingual model, such as intfloat/multilingual-e5-small or BAAI/bge-m3."
         )
     elif supported is None and any(code not in ("en", UNDETERMINED) for code in languages):
         reasons.append("The base model's card names no languages: whether it supports those of the data is unknown.")

@@ -1,4 +1,4 @@
-"""Test queries that the model has as good as seen: near-identical training queries."""
+"""Test queries that nearly repeat a training query."""
 
 from __future__ import annotations
 

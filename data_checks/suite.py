@@ -106,7 +106,7 @@ def checks(rule: Checks) -> dict[str, list[Check]]:
                 "distinct_pairs",
                 rule.min_pairs,
                 None,
-                "With fewer pairs fine-tuning memorises them: a model off the shelf is better.",
+                "With fewer pairs fine-tuning memorises them: a model off the shelf does better.",
             ),
             _range(
                 "many_pairs",

@@ -15,7 +15,7 @@ def rollback(reason: Reason = "manual", to_version: str | None = None, store: st
     """Serve the previous or a named version again, by the same conditional write and ledger as a promotion.
 
     Args:
-        reason: Why, in 1 to 500 characters, for the ledger and for whoever reads it later.
+        reason: Why, in 1 to 500 characters, for the ledger.
         to_version: Version to serve again, as `ratchet history` shows it; base: the base model. None: the one before.
         store: Where the models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
 

@@ -26,8 +26,8 @@ _REASONS: dict[Verdict, list[str]] = {
         "Version 5a1f0c3d9b2e serves since 2026-11-24 03:34 UTC, as change 3.",
     ],
     "held": [
-        "Recall@10 rose from 0.9156 to 0.9200 by +0.0044, but not surely (-0.0087 to +0.0175 at 99%).",
-        "MRR fell from 0.7433 to 0.7391 by -0.0042, but not surely (-0.0172 to +0.0089 at 99%).",
+        "Recall@10 rose from 0.9156 to 0.9200 by +0.0044, but not significantly (-0.0087 to +0.0175 at 99%).",
+        "MRR fell from 0.7433 to 0.7391 by -0.0042, but not significantly (-0.0172 to +0.0089 at 99%).",
         "With 225 test queries a gain of 0.0274 in Recall@10 would have shown on 8 of 10 nights.",
     ],
     "regressed": [

@@ -50,7 +50,7 @@ OUTCOME = Outcome(
 )
 
 EXPECTED = """\
-Candidate cccccccccccccccc is surely worse than version pppppppppppppppp. It was not promoted.
+Candidate cccccccccccccccc is significantly worse than version pppppppppppppppp. It was not promoted.
 Recall@10: 0.800 to 0.710, -9.0 points (-12.0 to -5.0 with 99% confidence each)
 MRR: 0.600 to 0.520, -8.0 points (-11.0 to -4.0 with 99% confidence each)
 Worst slices:
@@ -160,7 +160,7 @@ def test_what_each_channel_posts(kind: Any, secret: str, monkeypatch: pytest.Mon
     found = Evidence(queries=[Fallen(text, 1.0, 0.5) for text in HOSTILE[:5]])
     body = message(OUTCOME, found, "http://127.0.0.1:4200/runs/flow-run/1").text
     posted = json.dumps(_posted(block, body, monkeypatch), ensure_ascii=False)
-    assert "is surely worse than version" in posted.replace("%20", " ")
+    assert "is significantly worse than version" in posted.replace("%20", " ")
     assert "a title" in posted
     for hostile in ("<!", "<@", "<http", "](", "{{"):
         assert hostile not in posted

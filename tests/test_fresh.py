@@ -20,7 +20,7 @@ GOOD = {"recall_at_10": 0.0, "mrr": 0.0}
 """Scores at promotion that any model keeps up with."""
 
 UNREACHABLE = {"recall_at_10": 1.0, "mrr": 1.0}
-"""Scores at promotion that a random model among many documents surely does not reach."""
+"""Scores at promotion that a random model among many documents does not reach."""
 
 
 @pytest.fixture(scope="module")

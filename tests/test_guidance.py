@@ -23,7 +23,7 @@ def advice(pairs: int = 2_000, **changes: object) -> Guidance:
         (99, "skip", "99 distinct pairs are fewer than 100"),
         (100, "fine-tune-with-warning", "fewer than 1,000"),
         (999, "fine-tune-with-warning", "the gain may be small"),
-        (1_000, "fine-tune", "1,000 distinct pairs: enough"),
+        (1_000, "fine-tune", "1,000 distinct pairs: usually enough"),
         (10_000, "fine-tune", "10,000 distinct pairs"),
     ],
 )

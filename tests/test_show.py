@@ -31,7 +31,7 @@ def _outcome(**changes: Any) -> Outcome:
     facts: dict[str, Any] = {
         "run_id": "20260102T033000Z-0123abcd",
         "verdict": "promoted",
-        "reasons": ["Recall@10 +0.190 and MRR +0.260 are surely gains"],
+        "reasons": ["Recall@10 +0.190 and MRR +0.260 are significant gains"],
         "commit": 3,
         "candidate": Model(version="0123456789abcdef", scores={"recall_at_10": 0.92, "mrr": 0.76}),
         "production": Model(version=None, scores={"recall_at_10": 0.73, "mrr": 0.5}),
@@ -49,7 +49,7 @@ def test_an_outcome_shows_both_sides_the_difference_and_the_verdict() -> None:
     assert mrr == ["MRR", "0.500", "0.760", "+0.260"]
     assert any("base model" in line for line in lines)
     assert any(line.startswith("Verdict    promoted") for line in lines)
-    assert "Recall@10 +0.190 and MRR +0.260 are surely gains" in lines[-1]
+    assert "Recall@10 +0.190 and MRR +0.260 are significant gains" in lines[-1]
 
 
 def test_a_skipped_night_has_a_verdict_and_no_scores() -> None:

@@ -59,7 +59,7 @@ def test_a_window_is_below_only_when_that_is_sure() -> None:
         return measure({"recall_at_10": recall, "mrr": np.full(100, 0.5)}, promoted, RULE).below
 
     assert below(60) == ["recall_at_10"]
-    assert below(83) == []  # 0.83 is under 0.85, but not surely
+    assert below(83) == []  # 0.83 is under 0.85, but not significantly
     assert below(95) == []
 
 

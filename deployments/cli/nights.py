@@ -60,7 +60,7 @@ def run(
     reason: Annotated[str, typer.Option(help="Why; it goes into the outcome and the ledger.")] = "manual",
     settings: SetOption = None,
 ) -> None:
-    """Run a night: take in what is new, check, fine-tune, compare, promote what is surely better."""
+    """Run a night: take in what is new, check, fine-tune, compare, promote what is significantly better."""
     hush()
     from deployments.terminal import follow, show
     from tasks.registry import read_production

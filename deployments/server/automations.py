@@ -60,7 +60,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
     return (
         Alert(
             "regressed",
-            "a fine-tuned model is surely worse than production",
+            "a fine-tuned model is significantly worse than production",
             _event(settings, "night.regressed"),
             **told,
         ),

@@ -36,7 +36,7 @@ _MOST_POINTS: Final = 400
 
 @dataclass(frozen=True)
 class Chart:
-    """A figure and what it shows, in words for those who cannot see it."""
+    """A figure and what it shows, as text for those who cannot see it."""
 
     name: str
     title: str

@@ -86,7 +86,8 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
     serves = f"version {production.version}" if production.version else "the base model"
     text = _Text(LONGEST - 700)  # the end is always said
     text.add(
-        f"Candidate {candidate.version or 'without a version'} is surely worse than {serves}. It was not promoted."
+        f"Candidate {candidate.version or 'without a version'} is significantly worse than {serves}. "
+        "It was not promoted."
     )
     for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
         text.add(_compared(label, production.scores.get(name), candidate.scores.get(name), outcome.deltas.get(name)))

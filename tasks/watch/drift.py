@@ -1,7 +1,7 @@
 """Is production still as good as when it was promoted, and does it still move? Pure: scores and dates to findings.
 
 Fresh labels come in windows: the labels of some consecutive commits, none of which the serving model was trained on.
-A window counts as below when Recall@10 or MRR on it is surely lower than at promotion by more than is tolerated.
+A window counts as below when Recall@10 or MRR on it is significantly lower than at promotion, beyond the tolerance.
 One such window may be an odd batch of labels, so production counts as drifted only when several of the latest are.
 """
 
@@ -33,7 +33,7 @@ class Window(BaseModel):
     scores: dict[str, float] = Field(description="Mean by metric, 0 to 1.")
     at_most: dict[str, float] = Field(description="Upper bootstrap bound of the decisive means.")
     promoted: dict[str, float] = Field(description="The scores at promotion.")
-    below: list[str] = Field(description="Decisive metrics that surely fell by more than is tolerated.")
+    below: list[str] = Field(description="Decisive metrics that fell significantly, by more than is tolerated.")
     run_id: str
     at: str
 
@@ -59,7 +59,7 @@ def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str,
         watch: Tolerance, confidence, seed.
 
     Raises:
-        ValueError: There is no query, a decisive metric is missing on either side, or a value is not finite.
+        ValueError: No query, a decisive metric is missing on either side, or a value is not finite.
     """
     sizes = {len(values) for values in per_query.values()}
     missing = [name for name in DECISIVE if name not in per_query or name not in promoted]

@@ -1,8 +1,8 @@
 """The serving model on labels that it never saw: what the hourly watch does on a store.
 
 Labels are fresh until a model that serves was trained on them, that is, those of all commits after the one that the
-serving version was trained on. They are taken in like any others, exactly once, by whoever comes first; a night counts
-as new what came since the night before, whoever took it in.
+serving version was trained on. They are taken in like any others, exactly once, by whichever run comes first; a night
+counts as new what came since the night before, whichever run took it in.
 """
 
 from __future__ import annotations
@@ -218,6 +218,6 @@ def _figures(window: Window) -> str:
     """The decisive metrics of a window beside those at promotion."""
     return ", ".join(
         f"{metric_label(name)} {window.scores[name]:.3f} (at promotion {window.promoted[name]:.3f}"
-        f"{', surely lower' if name in window.below else ''})"
+        f"{', significantly lower' if name in window.below else ''})"
         for name in DECISIVE
     )

@@ -27,15 +27,17 @@ def news(seen: Seen) -> list[News]:
     if seen.drifted_since is not None:
         lines = [f"Production, {serves}, finds less on labels that have arrived since it was trained:"]
         for window in seen.windows:
-            surely = (
-                f"; surely lower: {', '.join(METRIC_LABELS[name] for name in window.below)}" if window.below else ""
+            drop = (
+                f"; significantly lower: {', '.join(METRIC_LABELS[name] for name in window.below)}"
+                if window.below
+                else ""
             )
             figures = (
                 f"{METRIC_LABELS[name]} {window.promoted[name]:.3f} to {window.scores[name]:.3f}"
                 for name in ("recall_at_10", "mrr")
             )
             lines.append(
-                f"- commits {window.first} to {window.last}, {window.queries:,} queries: {', '.join(figures)}{surely}"
+                f"- commits {window.first} to {window.last}, {window.queries:,} queries: {', '.join(figures)}{drop}"
             )
         lines.append("The next night trains on these labels. If it does not promote, look at what is searched for now.")
         found.append(

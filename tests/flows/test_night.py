@@ -193,7 +193,7 @@ def test_a_night_goes_on_from_production_with_what_is_new(promoted: Promoted) ->
 
 @pytest.mark.slow
 def test_shuffled_labels_regress_and_are_told(promoted: Promoted, hook: Receiver) -> None:
-    """Every label twice as often wrong as right: the candidate is surely worse, production stays, one alert says so."""
+    """Every label twice as often wrong as right: the candidate regresses, production stays, and one alert says so."""
     before = promoted.store.get("production.json").body
     for copy in range(2):
         promoted.store.put(f"pairs/dt=2026-11-23/{copy}.jsonl", shuffled(promoted.pairs, seed=copy))
@@ -210,7 +210,7 @@ def test_shuffled_labels_regress_and_are_told(promoted: Promoted, hook: Receiver
     assert outcome.production is not None
     serving, lines = outcome.production_before, message.body.splitlines()
     assert lines[0] == (
-        f"Candidate {outcome.candidate.version} is surely worse than version {serving}. It was not promoted."
+        f"Candidate {outcome.candidate.version} is significantly worse than version {serving}. It was not promoted."
     )
     for label, metric in (("Recall@10", "recall_at_10"), ("MRR", "mrr")):
         was, became = outcome.production.scores[metric], outcome.candidate.scores[metric]
