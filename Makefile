@@ -7,8 +7,9 @@ SHELL := bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 READY := .venv/.ready
 RUN := .venv/bin/python -m
+WORKERS ?= 3
 
-.PHONY: help demo tour up test test-all lint bench bench-quick screenshots lock clean
+.PHONY: help demo tour up test test-all coverage lint bench bench-quick screenshots lock clean
 
 help: ## Say what the targets do
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -22,11 +23,16 @@ tour: $(READY) ## Play a week of nights with every ending, in under ten minutes
 up: $(READY) ## Run the local stack until Ctrl-C
 	exec $(RUN) deployments.cli up
 
-test: $(READY) ## Run the tests that take less than half a minute each
-	$(RUN) pytest -m "not slow"
+# Many tests wait for servers, so there are more workers than cores; each runs whole files, and one thread.
+test: $(READY) ## Run the tests that take less than half a minute each, side by side
+	OMP_NUM_THREADS=1 $(RUN) pytest -m "not slow" -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test-all: $(READY) ## Run every test
+test-all: $(READY) ## Run every test, one after the other
 	$(RUN) pytest
+
+coverage: $(READY) ## Report which lines the tests of `make test` run, those of tests/flows left out
+	OMP_NUM_THREADS=1 $(RUN) pytest -q -m "not slow" -n $(WORKERS) --dist loadfile --ignore tests/flows \
+		--cov --cov-report=term:skip-covered
 
 lint: $(READY) ## Check format, rules, types, imports and dependencies
 	$(RUN) ruff format --check .
@@ -48,7 +54,7 @@ lock: ## Find out anew which versions go together, and write requirements.lock
 	PYTHON="$(PYTHON)" deployments/lock
 
 clean: ## Remove what can be made again; .ratchet stays, it may hold models
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .cache dist
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .grimp_cache .hypothesis .cache .coverage dist
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment has no stamp, and is made again from nothing.
