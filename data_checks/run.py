@@ -77,10 +77,10 @@ def run_checks(
 
 
 def check_leaks(result: ChecksResult, leaked: NDArray[np.bool_], queries: list[str], rule: Checks) -> ChecksResult:
-    """The result with one more finding: how many test queries have a near-identical training query.
+    """The result with one more finding: how many test queries nearly repeat a training query.
 
-    `leaked` is of shape (n_queries,), from `data_checks.leaks.leaked_queries`; it runs after encoding, so apart
-    from the other checks. Raises ValueError when the lengths differ.
+    `leaked` is of shape (n_queries,), from `data_checks.leaks.near_duplicates`. Raises ValueError when the lengths
+    differ.
     """
     if len(leaked) != len(queries):
         raise ValueError(f"{len(leaked)} flags for {len(queries)} test queries")

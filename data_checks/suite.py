@@ -147,14 +147,15 @@ def checks(rule: Checks) -> dict[str, list[Check]]:
 
 
 def leak_checks(rule: Checks) -> list[Check]:
-    """What is expected of the share of test queries that have a near-identical training query."""
+    """What is expected of the share of test queries that nearly repeat a training query."""
     return [
         _range(
             LEAKED,
             "leaked_share",
             None,
             rule.max_leaked_share,
-            "Test queries that are training queries in other words measure memory, and promote what only memorised.",
+            "Test queries that nearly repeat training queries measure memory, so they do not decide; with many of them "
+            "little is left to test on, and the split does not separate what it should.",
         )
     ]
 

@@ -34,13 +34,13 @@ def fine_tune(
         store: Where data and models are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
         training: How a candidate is fine-tuned.
         gate: Of this, how much slower than production the candidate may encode.
-        checks: Of this, how many test queries may have a near-identical training query.
+        checks: Of this, how many test queries may nearly repeat a training query.
 
     Returns:
         The content of `runs/<run_id>/scores.json`; of `leaks.json` where that blocks the night.
     """
     url, work = store_url(store), str(work_folder())
-    leaks = steps.check_leaks(url, run_id, commit, training.base_model, checks, work)
+    leaks = steps.check_leaks(url, run_id, commit, checks)
     if leaks.result.verdict != "ok":
         return leaks
     candidate = steps.train(url, run_id, commit, production, training, work)

@@ -244,7 +244,8 @@ class Checks(Parameters):
     max_leaked_share: float = _field(
         0.3,
         9,
-        "Test queries with a near-identical training query / all test queries, beyond which the night is blocked.",
+        "Test queries that nearly repeat a training query / all test queries, beyond which the night is blocked; the "
+        "others of them do not decide.",
         ge=0,
         le=1,
     )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -43,6 +43,8 @@ class EvaluationSet:
     golden: Mask
     excluded: int
     """Queries left out because nothing is labelled relevant to them."""
+    sources: list[str | None] = field(default_factory=list)
+    """Where the labels of each query come from (clicks, experts); empty: no row says."""
 
     def __len__(self) -> int:
         """How many queries there are."""
@@ -56,6 +58,7 @@ class EvaluationSet:
             slices=[self.slices[i] for i in places],
             golden=self.golden[places],
             excluded=self.excluded,
+            sources=[self.sources[i] for i in places] if self.sources else [],
         )
 
     @classmethod
@@ -67,6 +70,7 @@ class EvaluationSet:
             slices=[name for part in sets for name in part.slices],
             golden=np.concatenate([part.golden for part in sets]),
             excluded=sum(part.excluded for part in sets),
+            sources=[name for part in sets for name in part.sources or [None] * len(part)],
         )
 
 
@@ -83,6 +87,16 @@ class Dataset:
     dev: EvaluationSet
     test: EvaluationSet
     documents: list[str]
+
+    @property
+    def trained_documents(self) -> Mask:
+        """Which documents are trained on, with the query that they answer, of shape (n_documents,).
+
+        A document of a test query that is not among them is new to the model.
+        """
+        trained = np.zeros(len(self.documents), dtype=bool)
+        trained[self.train["document_id"].to_numpy()] = True
+        return trained
 
     @property
     def counts(self) -> dict[str, int]:
@@ -159,6 +173,7 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
     golden = np.zeros(len(queries), dtype=bool)
     golden[texts.codes[golden_row]] = True
     slices = _first_values(table["slice"], texts.codes, len(queries))
+    sources = _first_values(table["source"], texts.codes, len(queries)) if "source" in table.column_names else []
 
     def evaluation_set(name: Side) -> EvaluationSet:
         asked = np.flatnonzero(side[keys.codes] == name)
@@ -169,6 +184,7 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
             slices=[slices[i] for i in answered],
             golden=golden[answered],
             excluded=len(asked) - len(answered),
+            sources=[sources[i] for i in answered] if sources else [],
         )
 
     trained = side[key_of_row] == "train"

@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from tasks.encoding import CachedEncoder, ModelEncoder, Progress
     from tasks.registry import Change
     from tasks.report.charts import Chart
+    from tasks.scoring import Exposure
     from tasks.scoring.movers import Moved as MovedRow
 
 _PUBLISHING: Final = 600.0
@@ -129,26 +130,13 @@ def check(store: Store, run_id: str, commit: int, since: int, base_model: str, c
     return Run(store, run_id).once(runs.CHECKED, checked)
 
 
-def check_leaks(
-    store: Store,
-    run_id: str,
-    commit: int,
-    base_model: str,
-    checks: Checks,
-    work: Path,
-    on_progress: Progress | None = None,
-) -> Checked:
+def check_leaks(store: Store, run_id: str, commit: int, checks: Checks) -> Checked:
     """Add to the checks how many test queries the train side nearly repeats: too many make the test worthless."""
     from data_checks import findings, leaks, run
-    from tasks import encoding
 
     def checked() -> Checked:
         data = _dataset(store, commit)
-        base = encoding.ModelEncoder.open(encoding.resolve_model(base_model), encoding.FP32)
-        encoder = _cached(store, base, work)
-        asked, trained = data.test.queries, data.train["query"].to_pylist()
-        vectors = encoder.encode([*asked, *trained], "query", on_progress=on_progress)
-        leaked = leaks.leaked_queries(vectors[: len(asked)], vectors[len(asked) :])
+        leaked = leaks.near_duplicates(leaks.nearest_training_query(data.test.queries, data.train["query"].to_pylist()))
         before = findings.ChecksResult.model_validate(Run(store, run_id).read(runs.CHECKED).result.model_dump())
         return _checked(run.check_leaks(before, leaked, data.test.queries, checks))
 
@@ -230,7 +218,8 @@ def score(
     Includes the serving check: the published candidate in a fresh process must give the vectors that were scored.
     """
     from tasks import encoding, scoring
-    from tasks.scoring import serving
+    from tasks.scoring import movers, serving
+    from tasks.scoring.judging import to_judge
 
     run = Run(store, run_id)
 
@@ -252,8 +241,11 @@ def score(
             )
             for side, encoder in encoders.items()
         }
-        table = scoring.per_query_table(data.test, {side: sides[side] for side in _JUDGED})
+        exposure = _exposure(store, data, production)
+        table = scoring.per_query_table(data.test, {side: sides[side] for side in _JUDGED}, exposure)
         run.put(runs.PER_QUERY, table)
+        judged = [_cached(store, encoders[side], work) for side in _JUDGED]
+        run.put(runs.TO_JUDGE, to_judge(data.test, data.documents, judged, gate.seed))
         records = {
             side: SideScored(
                 version=versions[side],
@@ -279,6 +271,7 @@ def score(
             moved=_moved(table, data, {side: _cached(store, encoders[side], work) for side in _JUDGED}),
             serving=problems,
             numeric_path=path.name,
+            by_similarity=movers.by_similarity(table),
         )
 
     return run.once(runs.SCORED, scored)
@@ -407,6 +400,29 @@ def _awaited(run: Run, file: runs.File[runs.T], seconds: float) -> runs.T:
             raise TimeoutError(f"{where} has not been written in {seconds:g} s by the machine that should")
         time.sleep(1)
     return found
+
+
+def _exposure(store: Store, data: Dataset, production: str | None) -> Exposure:
+    """What training has seen of each test query: the candidate's training, and that of the version in production.
+
+    Which documents a version was trained on is not known where no run of ours promoted it; then only the candidate's.
+    """
+    import numpy as np
+
+    from data_checks import leaks
+    from tasks import registry, scoring
+    from tasks.splits import document_key
+
+    nearest = leaks.nearest_training_query(data.test.queries, data.train["query"].to_pylist())
+    trained = [data.trained_documents]
+    promotions = (one for one in reversed(registry.history(store)) if one.action == "promotion")
+    run = next((one.run_id for one in promotions if one.version == production), None)
+    taken = Run(store, run).find(runs.TAKEN) if run is not None else None
+    if taken is not None:
+        before = _dataset(store, taken.commit)
+        known = {document_key(before.documents[place]) for place in np.flatnonzero(before.trained_documents)}
+        trained.append(np.array([document_key(text) in known for text in data.documents], dtype=bool))
+    return scoring.Exposure(nearest, leaks.near_duplicates(nearest), scoring.new_documents(data.test, *trained))
 
 
 def _moved(per_query: bytes, data: Dataset, encoders: Mapping[str, CachedEncoder]) -> Moved:

@@ -231,6 +231,20 @@ class SideScored:
     by_dimension: dict[str, dict[str, float]]
 
 
+@dataclass(frozen=True)
+class Band:
+    """Test queries to which training came about equally near, and the mean gains of the decisive metrics on them.
+
+    Attributes:
+        low, high: Bounds of how similar the most similar training query is, from 0 to 1.
+    """
+
+    low: float
+    high: float
+    queries: int
+    gains: dict[str, float]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """`scores.json`: both sides on one test set.
@@ -242,6 +256,7 @@ class Scored:
         moved: Queries that changed most.
         serving: What is wrong with the published candidate when it is served; empty where nothing is.
         numeric_path: How vectors were computed.
+        by_similarity: The gain by how near training came to a query, the farthest first.
     """
 
     candidate: SideScored
@@ -251,6 +266,7 @@ class Scored:
     moved: Moved
     serving: Sequence[str]
     numeric_path: str
+    by_similarity: Sequence[Band] = ()
 
     @property
     def sides(self) -> dict[str, SideScored]:

@@ -42,12 +42,13 @@ OUTCOME: Final = File("outcome.json", Outcome)
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
 PER_QUERY: Final = "per_query.parquet"
+TO_JUDGE: Final = "to_judge.jsonl"
 REPORT: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME)),
-    DECISION, DATA_DOCS, PER_QUERY, REPORT, CHECKPOINTS,
+    DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""
 

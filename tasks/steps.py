@@ -152,10 +152,9 @@ def check(store: str, run_id: str, commit: int, since: int, base_model: str, che
 
 
 @task(name="check leaks", **_LONG)
-def check_leaks(store: str, run_id: str, commit: int, base_model: str, checks: Checks, work: str) -> Checked:
+def check_leaks(store: str, run_id: str, commit: int, checks: Checks) -> Checked:
     """Count test queries that the train side nearly repeats."""
-    with Progress("leak-check", "Queries encoded by the base model") as progress:
-        return night.check_leaks(Store.open(store), run_id, commit, base_model, checks, Path(work), progress)
+    return night.check_leaks(Store.open(store), run_id, commit, checks)
 
 
 @task(name="train", **_LONG)

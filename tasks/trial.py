@@ -75,8 +75,6 @@ class Trial:
     queries: int
     """Queries that were tested."""
     documents: int
-    leaked: int
-    """Test queries that a training query nearly repeats."""
     base: dict[str, float]
     tuned: dict[str, float]
     decision: Decision
@@ -100,8 +98,6 @@ class Trial:
                 f"So few steps ({self.steps}) hardly change a model; with so few rows try more passes, such as "
                 f"--set training.epochs={-(-FEW_STEPS // self.steps)}."
             )
-        if self.leaked:
-            found.append(f"{self.leaked:,} of the {self.queries:,} test queries nearly repeat one that was trained on.")
         return found
 
 
@@ -210,7 +206,7 @@ def compare(
             on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
             steps.append(_train(part, training, folder))
         on_step("scoring both models on the queries held out")
-        base, tuned, leaked = _score(parts, folders, training.base_model)
+        base, tuned = _score(parts, folders, training.base_model)
         if out is not None and len(parts) == 1:
             shutil.copytree(folders[0], out)
         elif out is not None:
@@ -232,7 +228,6 @@ def compare(
         trained=sum(part.train.num_rows for part in parts) // len(parts),
         queries=len(base.queries),
         documents=len(parts[0].documents),
-        leaked=leaked,
         base=summary(base.per_query),
         tuned=summary(tuned.per_query),
         decision=decide(tuned, base, gate),
@@ -268,9 +263,9 @@ def _train(part: Dataset, training: Training, folder: Path) -> int:
     return trainer.train(part.train, part.dev, part.documents, training, folder).steps
 
 
-def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -> tuple[Scores, Scores, int]:
-    """Scores of the base model and of the fine-tuned ones over the tests of all parts, and how many queries leaked."""
-    from data_checks.leaks import leaked_queries
+def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -> tuple[Scores, Scores]:
+    """Scores of the base model and of the fine-tuned ones over the tests of all parts."""
+    from data_checks.leaks import near_duplicates, nearest_training_query
     from tasks import encoding, scoring
 
     documents = parts[0].documents  # which text is which document does not depend on the split
@@ -282,25 +277,26 @@ def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -
     path = encoding.FP32 if len(parts) > 1 else encoding.choose_path(models, [*test.queries, *documents])
     base = encoding.ModelEncoder(models[0], encoding.fingerprint(origin), path)
     before = scoring.score_side(test, documents, base)
-    queries = sorted({query for part in parts for query in (*part.test.queries, *part.train["query"].to_pylist())})
-    place = {query: number for number, query in enumerate(queries)}
-    vectors = base.encode(queries, "query")
     tuned: list[scoring.SideScores] = []
-    leaked = 0
+    exposures = []
     for part, folder in zip(parts, folders, strict=True):
         tuned.append(scoring.score_side(part.test, documents, encoding.ModelEncoder.open(folder, path)))
-        asked, trained = (
-            vectors[[place[query] for query in side]] for side in (part.test.queries, part.train["query"].to_pylist())
+        nearest = nearest_training_query(part.test.queries, part.train["query"].to_pylist())
+        new = scoring.new_documents(part.test, part.trained_documents)
+        exposures.append(scoring.Exposure(nearest, near_duplicates(nearest), new))
+    exposure = scoring.Exposure(
+        *(
+            np.concatenate([getattr(one, part) for one in exposures])
+            for part in ("similarity", "near_duplicate", "new_document")
         )
-        leaked += int(leaked_queries(asked, trained).sum())
+    )
     pooled = replace(
         tuned[0],
         per_query={name: np.concatenate([side.per_query[name] for side in tuned]) for name in tuned[0].per_query},
     )
-    table = scoring.per_query_table(test, {scoring.PRODUCTION: before, scoring.CANDIDATE: pooled})
+    table = scoring.per_query_table(test, {scoring.PRODUCTION: before, scoring.CANDIDATE: pooled}, exposure)
     prints = "+".join(encoding.fingerprint(folder) for folder in folders)
     return (
         scoring.read_side(table, scoring.PRODUCTION, base.fingerprint),
         scoring.read_side(table, scoring.CANDIDATE, prints),
-        leaked,
     )

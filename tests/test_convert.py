@@ -37,6 +37,28 @@ def test_argilla() -> None:
     assert (found.judged, found.undecided, found.alone) == (3, 1, 1)
 
 
+def test_judged_lines_of_a_run() -> None:
+    """True and false make a pair with a negative, null says nothing; one line alone is read as well."""
+    lines = [
+        {"query": "bill", "document": INVOICE, "relevant": True},
+        {"query": "bill", "document": PASSWORD, "relevant": False},
+        {"query": "login", "document": PASSWORD, "relevant": None},
+    ]
+    found = convert("\n".join(map(json.dumps, lines)).encode(), Fields())
+    assert _rows(found.body) == [{"query": "bill", "document": INVOICE, "negative": [PASSWORD]}]
+    assert (found.judged, found.queries, found.alone) == (2, 2, 1)
+    assert convert(json.dumps(lines[0]).encode(), Fields(relevant="yes")).pairs == 1
+
+
+def test_a_judgement_is_true_or_false() -> None:
+    """A word may mean anything: the line is named."""
+    lines = '{"query": "a", "document": "b", "relevant": true}\n{"query": "a", "document": "c", "relevant": "no"}'
+    with pytest.raises(ConvertError, match="line 2 has 'no' as relevant; judgements are true, false or null"):
+        convert(lines.encode(), Fields())
+    with pytest.raises(ConvertError, match="no answer"):
+        convert(b'{"query": "a", "document": "b", "relevant": null}', Fields())
+
+
 @pytest.mark.parametrize("name", ["label-studio.json", "argilla.json"])
 def test_what_is_written_is_what_intake_reads(name: str) -> None:
     """Every row is accepted."""

@@ -1,56 +1,64 @@
-"""The leak check: by hand, against the plain product, and closed to vectors that would hide a leak."""
+"""Near duplicates of training queries: by hand, against the plain definition, and the same for every model."""
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_checks.leaks import leaked_queries
+from data_checks import leaks
+from data_checks.leaks import near_duplicates, nearest_training_query
+from tasks.splits import query_key
+
+TRAINED = ["How do I reset my password?", "cancel an order", "error 4012 on login"]
 
 
-def at(*degrees: float) -> np.ndarray:
-    """Unit vectors in the plane, by angle."""
-    angles = np.radians(degrees)
-    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+def test_similarity_by_hand() -> None:
+    """The keys "password reset" and "passwords reset" share 14 of 14 and 15 characters: 28 / 29."""
+    asked = ["reset passwords", "Cancel the order!", "pssword reset", "where are the invoices"]
+    nearest = nearest_training_query(asked, TRAINED)
+    assert nearest.tolist()[:3] == pytest.approx([28 / 29, 1.0, 26 / 27], abs=1e-4)
+    assert near_duplicates(nearest).tolist() == [True, True, True, False]
 
 
-def test_near_identical_queries_by_hand() -> None:
-    """The cosine of 18 degrees is 0.951, of 19 degrees 0.946: the first leaks, the second does not."""
-    assert leaked_queries(at(0, 90, 200), at(18, 90 + 19, 199)).tolist() == [True, False, True]
+def test_a_long_query_with_another_number_is_a_near_duplicate() -> None:
+    """A short one is not: there the number is most of what is asked."""
+    long = "how do I reset the password of my account when I have forgotten it, says customer {}"
+    nearest = nearest_training_query([long.format(7), "part 17"], [long.format(8), "part 18"])
+    assert near_duplicates(nearest).tolist() == [True, False]
 
 
-def test_the_threshold_itself_is_no_leak() -> None:
-    """Above 0.95, not at it; opposite vectors are as far as can be."""
-    assert leaked_queries(at(0), at(60), threshold=0.4999).tolist() == [True]
-    assert leaked_queries(at(0), at(0), threshold=1.0).tolist() == [False]
-    assert leaked_queries(at(0), at(180)).tolist() == [False]
+def test_the_threshold_belongs_to_it() -> None:
+    """Keys of ten characters that share nine are 0.9 similar: near enough; of eight that share seven not."""
+    assert near_duplicates(nearest_training_query(["abcdefghix"], ["abcdefghij"])).tolist() == [True]
+    assert near_duplicates(nearest_training_query(["abcdefgx"], ["abcdefgh"])).tolist() == [False]
 
 
-@given(st.integers(0, 12), st.integers(0, 12), st.integers(1, 5), st.integers(0, 2**32 - 1))
-def test_blocks_do_not_change_the_result(n: int, m: int, block: int, seed: int) -> None:
-    """Whatever the blocks, the same as one product of everything; no queries on either side are no leaks."""
-    rng = np.random.default_rng(seed)
-    vectors = rng.normal(size=(n + m, 3)).astype(np.float32)
-    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    test, trained = vectors[:n], vectors[n:]
-    plain = [any(float(t @ q) > 0.8 for q in trained) for t in test]
-    assert leaked_queries(test, trained, threshold=0.8, block=block).tolist() == plain
+def test_nothing_on_either_side() -> None:
+    """No training query is near; no test query has nothing to be near to."""
+    assert nearest_training_query(["a query"], []).tolist() == [0.0]
+    assert nearest_training_query([], ["a query"]).shape == (0,)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 0.5])
-@pytest.mark.parametrize("side", ["test", "training"])
-def test_vectors_that_hide_a_leak_are_refused(value: float, side: str) -> None:
-    """Not a number, or not of length 1: named by place and side, never "no leak"."""
-    sound, broken = at(0, 1, 2), at(0, 1, 2)
-    broken[1] = value
-    given = (broken, sound) if side == "test" else (sound, broken)
-    with pytest.raises(ValueError, match=f"vector 1 of the {side} queries has length"):
-        leaked_queries(*given)
+def _indel(a: str, b: str) -> float:
+    """2 * the longest common subsequence / both lengths, by the textbook's table."""
+    row = [0] * (len(b) + 1)
+    for x in a:
+        before = row[:]
+        for j, y in enumerate(b, 1):
+            row[j] = before[j - 1] + 1 if x == y else max(before[j], row[j - 1])
+    return 2 * row[-1] / (len(a) + len(b)) if a or b else 1.0
 
 
-def test_other_dimensions_are_refused() -> None:
-    """Vectors of two models do not compare."""
-    with pytest.raises(ValueError, match=r"got \(1, 2\) and \(1, 3\)"):
-        leaked_queries(at(0), np.eye(3, dtype=np.float32)[:1])
+words = st.lists(st.sampled_from(["reset", "resets", "card", "cards", "pin", "order 7", "order 8"]), min_size=1)
+queries = st.lists(words.map(" ".join), max_size=6)
+
+
+@given(queries, queries, st.integers(1, 20))
+def test_any_queries_are_compared_by_the_definition(test: list[str], trained: list[str], cells: int) -> None:
+    """In blocks of any size, each with each."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(leaks, "_CELLS", cells)
+        nearest = nearest_training_query(test, trained)
+    plain = [max((_indel(query_key(q), query_key(other)) for other in trained), default=0.0) for q in test]
+    assert nearest.tolist() == pytest.approx(plain, abs=1e-4)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from numpy.typing import NDArray
 
 from tasks.dataset import EvaluationSet
 from tasks.encoding import Progress, Role
-from tasks.scoring import per_query_table, read_side, score_side
+from tasks.scoring import Exposure, new_documents, per_query_table, read_side, score_side
+from tasks.scoring.movers import by_similarity
 
 DOCUMENTS = ["north", "east", "north-east", "up"]
 VECTORS = {
@@ -83,7 +85,40 @@ def test_the_table_gives_the_gate_what_was_scored() -> None:
         "slice a": [True, False],
         "golden": [False, True],
     }
+    assert side.clusters is not None
+    assert side.clusters.tolist() == [0, 1], "the lowest relevant document"
+    assert side.near_duplicates is None
     assert set(side.per_query) == set(read_side(table, "production", "fingerprint").per_query)
+
+
+def test_what_training_saw_comes_back_from_the_table() -> None:
+    """Near duplicates, the slice of new documents (empty or not), and the source of the labels as a slice."""
+    test = replace(_test_set(), sources=["clicks", None])
+    scores = score_side(test, DOCUMENTS, ByHand())
+    exposure = Exposure(np.array([0.2, 0.95]), np.array([False, True]), np.array([False, False]))
+    table = per_query_table(test, {"candidate": scores, "production": scores}, exposure)
+    side = read_side(table, "production", "fingerprint")
+    assert side.near_duplicates is not None
+    assert side.near_duplicates.tolist() == [False, True]
+    assert {name: mask.tolist() for name, mask in side.slices.items()} == {
+        "slice a": [True, False],
+        "source clicks": [True, False],
+        "golden": [False, True],
+        "new documents": [False, False],
+    }
+    bands = by_similarity(table)
+    assert [(band.low, band.high, band.queries) for band in bands if band.queries] == [(0.0, 0.5, 1), (0.9, 1.0, 1)]
+    assert bands[0].gains == {"recall_at_10": 0.0, "mrr": 0.0}
+    assert by_similarity(per_query_table(test, {"candidate": scores, "production": scores})) == []
+
+
+def test_documents_of_which_none_was_trained_on_are_new() -> None:
+    """By either model; a query with one new document and a known one asks for nothing new."""
+    test = replace(_test_set(), relevant=[np.array([0, 1]), np.array([3])])
+    known = np.array([True, False, False, False])
+    assert new_documents(test, known).tolist() == [False, True]
+    assert new_documents(test, known, np.array([False, False, False, True])).tolist() == [False, False]
+    assert new_documents(test, ~known).tolist() == [False, False]
 
 
 def test_a_vacuous_test_set_has_no_scores() -> None:

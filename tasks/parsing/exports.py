@@ -4,6 +4,8 @@
   has a `result` of type `choices`. Cancelled annotations do not count.
 - Argilla 2, `dataset.records.to_json(path)`: the texts are in a record's `fields`, the answers in
   `responses[question]`, one for each annotator.
+- `to_judge.jsonl` of a run, once judged: a query, a document and `relevant` (true, false, or null where nobody judged)
+  a line.
 
 A query's relevant documents become its pairs; the documents that people judged not relevant to it become the negatives
 of each. A document with as many votes for as against says nothing, and is left out.
@@ -20,6 +22,10 @@ import orjson
 
 MAX_NEGATIVES: Final = 100
 """Negatives that a row may have (`tasks.config.Limits.max_negatives`)."""
+
+
+_JUDGED: Final = "relevant"
+"""The field of a line of `to_judge.jsonl` that people fill in."""
 
 
 class ConvertError(Exception):
@@ -55,11 +61,13 @@ class Converted:
 
 
 def convert(export: bytes, fields: Fields) -> Converted:
-    """Turn an export into pairs. Raises ConvertError when it is neither of the two, or names other fields."""
+    """Turn an export into pairs. Raises ConvertError when it is none of the three, or names other fields."""
     try:
         items = orjson.loads(export)
     except ValueError as error:
-        raise ConvertError(f"the export is not JSON: {error}") from error
+        items = _lines(export, error)
+    if isinstance(items, dict) and _JUDGED in items:  # a single line
+        items = [items]
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise ConvertError("the export is not a list of tasks (Label Studio) or records (Argilla)")
     votes: dict[str, dict[str, Counter[bool]]] = {}
@@ -71,6 +79,14 @@ def convert(export: bytes, fields: Fields) -> Converted:
         asked = f"question {fields.question!r}" if fields.question else "any question"
         raise ConvertError(f"the export has no answer to {asked}")
     return _pairs(votes)
+
+
+def _lines(export: bytes, error: ValueError) -> list[Any]:
+    """The lines of a judged `to_judge.jsonl`; ConvertError where they are not JSON either."""
+    try:
+        return [orjson.loads(line) for line in export.splitlines() if line.strip()]
+    except ValueError:
+        raise ConvertError(f"the export is not JSON: {error}") from error
 
 
 def _pairs(votes: dict[str, dict[str, Counter[bool]]]) -> Converted:
@@ -96,9 +112,14 @@ def _read(item: dict[str, Any], number: int, fields: Fields) -> tuple[tuple[str,
         kind, texts, answers = "task", item["data"], list(_label_studio(item, fields))
     elif "responses" in item and "fields" in item:
         kind, texts, answers = "record", item["fields"], list(_argilla(item, fields))
+    elif _JUDGED in item:
+        kind, texts, answers = "line", item, [fields.relevant if item[_JUDGED] else ""] * (item[_JUDGED] is not None)
+        if item[_JUDGED] is not None and not isinstance(item[_JUDGED], bool):
+            raise ConvertError(f"line {number} has {item[_JUDGED]!r} as {_JUDGED}; judgements are true, false or null")
     else:
         raise ConvertError(
-            f"item {number} has neither `data` and `annotations` (Label Studio) nor `fields` and `responses` (Argilla)"
+            f"item {number} has neither `data` and `annotations` (Label Studio) nor `fields` and `responses` (Argilla) "
+            f"nor {_JUDGED!r} (the to_judge.jsonl of a run)"
         )
     for name in (fields.query, fields.document):
         if not isinstance(texts, dict) or not isinstance(texts.get(name), str):

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from itertools import pairwise
+from typing import Any, Final
 
 import pyarrow.parquet as pq
 
+from tasks.config import DECISIVE
+from tasks.records import Band
 from tasks.scoring.sides import CANDIDATE, PRODUCTION
+
+BANDS: Final = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+"""Bounds of the similarities that are shown together."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,26 @@ def moved(per_query: bytes, count: int) -> tuple[list[Moved], list[Moved]]:
         (found for found in rows if found.change > (0.0, 0.0)), key=lambda found: found.change, reverse=True
     )
     return lost[:count], gained[:count]
+
+
+def by_similarity(per_query: bytes) -> list[Band]:
+    """The gain by how similar the most similar training query is, the least similar first; bands without queries too.
+
+    A gain on near duplicates alone is memory. Empty where the table does not say how near training came.
+    """
+    table = pq.read_table(BytesIO(per_query))
+    if "similarity" not in table.column_names:
+        return []
+    similarity = table["similarity"].to_numpy()
+    gains = {
+        name: table[f"{CANDIDATE}_{name}"].to_numpy() - table[f"{PRODUCTION}_{name}"].to_numpy() for name in DECISIVE
+    }
+    bands = []
+    for low, high in pairwise(BANDS):
+        chosen = (similarity >= low) & ((similarity < high) | (high == BANDS[-1]))
+        means = {name: float(values[chosen].mean()) for name, values in gains.items()} if chosen.any() else {}
+        bands.append(Band(low, high, int(chosen.sum()), means))
+    return bands
 
 
 def _metrics(table: Any, prefix: str) -> dict[str, list[float]]:

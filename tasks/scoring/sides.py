@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.dataset import EvaluationSet
 from tasks.encoding import Encoder, Progress
-from tasks.gate import Scores
+from tasks.gate import GOLDEN, NEW_DOCUMENTS, Scores
 from tasks.ranking import metrics, nearest, relevant_ranks, summary, truncate
 from tasks.records import Returned
 from tasks.scoring.serving import Sample
@@ -22,7 +22,6 @@ from tasks.scoring.serving import Sample
 BASE: Final = "base"
 CANDIDATE: Final = "candidate"
 PRODUCTION: Final = "production"
-GOLDEN: Final = "golden"
 SAMPLE: Final = 64
 """Queries, and as many documents, whose vectors are kept for the serving check."""
 
@@ -72,13 +71,39 @@ def score_side(
     return SideScores(per_query, by_dimension, Sample(test.queries, asked, documents, searched).cut(SAMPLE))
 
 
-def per_query_table(test: EvaluationSet, sides: Mapping[str, SideScores]) -> bytes:
-    """The metrics of both sides per test query, as Parquet: `query`, `slice`, `golden`, `<side>_<metric>`."""
+@dataclass(frozen=True)
+class Exposure:
+    """What training has seen of each test query, each of shape (n_queries,)."""
+
+    similarity: NDArray[np.float64]
+    """How similar the most similar training query is, from 0 to 1."""
+    near_duplicate: NDArray[np.bool_]
+    """Whether a training query nearly repeats it."""
+    new_document: NDArray[np.bool_]
+    """Whether neither model was trained on any of its relevant documents."""
+
+
+def new_documents(test: EvaluationSet, *trained: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Which test queries ask for documents of which none was trained on; `trained` are masks over the documents."""
+    seen = np.logical_or.reduce(trained)
+    return np.array([not seen[relevant].any() for relevant in test.relevant], dtype=bool)
+
+
+def per_query_table(test: EvaluationSet, sides: Mapping[str, SideScores], exposure: Exposure | None = None) -> bytes:
+    """The metrics of both sides per test query, as Parquet.
+
+    Columns: `query`, `slice`, `source`, `golden`, `document` (the lowest relevant one, which clusters queries), those
+    of `exposure` where that is known, and `<side>_<metric>`.
+    """
     columns: dict[str, Any] = {
         "query": pa.array(test.queries, pa.string()),
         "slice": pa.array(test.slices, pa.string()),
+        "source": pa.array(test.sources or [None] * len(test), pa.string()),
         "golden": pa.array(test.golden, pa.bool_()),
+        "document": pa.array([int(np.min(relevant)) for relevant in test.relevant], pa.int64()),
     }
+    if exposure is not None:
+        columns |= {name: pa.array(values) for name, values in vars(exposure).items()}
     for side, scores in sides.items():
         for metric, values in scores.per_query.items():
             columns[f"{side}_{metric}"] = pa.array(values, pa.float64())
@@ -114,12 +139,6 @@ def read_side(per_query: bytes, side: str, model: str) -> Scores:
         model: Fingerprint of the model on that side.
     """
     table = pq.read_table(BytesIO(per_query))
-    golden = table["golden"].to_numpy()
-    named = table["slice"].combine_chunks().dictionary_encode()
-    codes = named.indices.fill_null(-1).to_numpy()
-    slices = {f"slice {name}": codes == code for code, name in enumerate(named.dictionary.to_pylist())}
-    if golden.any():
-        slices[GOLDEN] = golden
     prefix = f"{side}_"
     return Scores(
         model=model,
@@ -127,5 +146,28 @@ def read_side(per_query: bytes, side: str, model: str) -> Scores:
         per_query={
             name.removeprefix(prefix): table[name].to_numpy() for name in table.column_names if name.startswith(prefix)
         },
-        slices=slices,
+        slices=_slices(table),
+        clusters=_column(table, "document"),
+        near_duplicates=_column(table, "near_duplicate"),
     )
+
+
+def _column(table: pa.Table, name: str) -> NDArray[Any] | None:
+    """A column as an array; None where the table has none, as those of earlier releases."""
+    return table[name].to_numpy() if name in table.column_names else None
+
+
+def _slices(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
+    """The slices that rows name, by slice and by source, and those that are built in."""
+    slices: dict[str, NDArray[np.bool_]] = {}
+    for column in ("slice", "source"):
+        if column in table.column_names:
+            named = table[column].combine_chunks().dictionary_encode()
+            codes = named.indices.fill_null(-1).to_numpy()
+            slices |= {f"{column} {name}": codes == code for code, name in enumerate(named.dictionary.to_pylist())}
+    golden, new = _column(table, "golden"), _column(table, "new_document")
+    if golden is not None and golden.any():
+        slices[GOLDEN] = golden
+    if new is not None:
+        slices[NEW_DOCUMENTS] = new
+    return slices
