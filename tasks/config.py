@@ -107,8 +107,8 @@ class Training(Parameters):
         0, 11, "Negatives per pair mined among the training documents with the starting model. 0: none.", ge=0, le=16
     )
     quick: bool = _field(False, 12, "Train only the upper half of the layers: faster, and usually a little worse.")
-    precision: Literal["auto", "fp32", "bf16"] = _field(
-        "auto", 13, "auto: bf16 where the processor computes it faster, else fp32."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = _field(
+        "auto", 13, "auto: bf16 where the processor computes it faster, fp16 on GPUs without bf16, else fp32."
     )
     seed: int = _field(42, 14, "Seed of the order of batches and of every random number.", ge=0, le=2**31 - 1)
     max_minutes: float | None = _field(
@@ -137,6 +137,12 @@ class Training(Parameters):
         le=64,
     )
 
+    gradient_checkpointing: bool = _field(
+        False,
+        21,
+        "Compute activations again instead of keeping them: a larger model fits, a step takes a third longer.",
+    )
+
     @field_validator("matryoshka_dims")
     @classmethod
     def _distinct_and_descending(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -157,6 +163,7 @@ NOT_COMPUTED = frozenset(
         "max_cost",
         "price_per_hour",
         "checkpoint_minutes",
+        "gradient_checkpointing",
         "processes",
         "nodes",
     }

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Checks, Gate, Limits, Training
 
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["fp32", "bf16", "fp16"]
 
 
 @dataclass(frozen=True)
@@ -110,10 +110,11 @@ class Started:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take, measured before it on one of its batches."""
+    """What a training will take, measured before it on one of its batches; memory of a step in bytes, 0: unknown."""
 
     seconds: float
     dollars: float
+    memory: int = 0
 
 
 @dataclass(frozen=True)
@@ -146,6 +147,7 @@ class Trained:
         tokens, padded_tokens: Tokens encoded, and computed for them with padding.
         estimate: What it was expected to take; seconds, dollars: what it took.
         peak_memory: Bytes.
+        device: What computed it, by name; empty in runs of older versions.
     """
 
     steps: int
@@ -171,6 +173,7 @@ class Trained:
     seconds: float
     dollars: float
     peak_memory: int
+    device: str = ""
 
 
 @dataclass(frozen=True)

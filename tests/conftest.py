@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import uuid
 from collections.abc import Iterator
@@ -13,11 +14,14 @@ from deployments.stack import seaweedfs
 from tasks.storage import Store
 
 
-def pytest_configure() -> None:
-    """Heed SIGINT even where a shell started the tests in the background.
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep all tests but those marked `gpu` off a GPU; heed SIGINT even where a shell started them in the background.
 
-    That it is ignored would be inherited by the workers, which could then not be stopped.
+    The former is asked for by `-m gpu`: on a machine with a GPU the others would run on it by accident. That SIGINT is
+    ignored would be inherited by the workers, which could then not be stopped.
     """
+    if config.option.markexpr != "gpu":
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

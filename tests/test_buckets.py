@@ -12,7 +12,6 @@ from torch import Tensor
 
 from tasks.encoding import load
 from tasks.training.embedder import Embedder, Texts
-from tasks.training.examples import Ints
 from tests import tiny_models
 
 SENTENCE = "rotate the access key of a user before it expires and tell nobody about its secret part"
@@ -57,23 +56,52 @@ def test_buckets_give_the_plain_forwards_vectors_and_gradients(model: SentenceTr
 
 def test_backward_chunk_by_chunk_gives_the_same_gradients(model: SentenceTransformer) -> None:
     """Forwarding again one chunk at a time leaves the gradients that the whole graph leaves, repeats summed."""
-    texts, numbers = Texts(model, TEXTS, "document"), np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 22, 0])
+    queries, documents = Texts(model, TEXTS, "query"), Texts(model, TEXTS[::-1], "document")
+    columns = ((queries, np.array([3, 1, 4, 1, 5])), (documents, np.array([9, 2, 6, 5, 22, 0])))
     embedder = Embedder(model, chunk_tokens=60)
-    (vectors,) = embedder.embed((texts, numbers))
+    vectors = torch.cat(embedder.embed(*columns))
     expected = gradients(model, vectors)
     model.zero_grad()
-    embedder.backward(texts, numbers, torch.linspace(-1, 1, vectors.numel()).view_as(vectors))
+    weights = torch.linspace(-1, 1, vectors.numel()).view_as(vectors)
+    embedder.backward(columns, [weights[:5], weights[5:]])
     assert_close({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def test_two_columns_go_through_together_and_come_back_apart(model: SentenceTransformer) -> None:
+    """Other texts, numbers that repeat, other lengths: each column as if it were alone, in fewer forwards."""
+    queries, documents = Texts(model, TEXTS[:9], "query"), Texts(model, TEXTS, "document")
+    columns = ((queries, np.array([8, 0, 8, 3])), (documents, np.array([22, 3, 1, 3, 8])))
+    forwards: list[int] = []
+    with model.register_forward_hook(lambda *_: forwards.append(1)):
+        together = Embedder(model).embed(*columns)
+    assert len(forwards) == 1
+    for found, column in zip(together, columns, strict=True):
+        (alone,) = Embedder(model).embed(column)
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
+
+
+def test_columns_whose_prompts_are_pooled_otherwise_stay_apart(model: SentenceTransformer) -> None:
+    """Where the length of the prompt decides what is pooled, one forward has texts of one prompt."""
+    model[1].include_prompt, model.prompts = False, {"query": "find: ", "document": "answer it: "}
+    try:
+        queries, documents = Texts(model, TEXTS, "query"), Texts(model, TEXTS, "document")
+        assert not queries.goes_with(documents)
+        numbers = np.arange(5)
+        with torch.no_grad():
+            found = Embedder(model).embed((queries, numbers), (documents, numbers))
+        for vectors, encode in zip(found, (model.encode_query, model.encode_document), strict=True):
+            np.testing.assert_allclose(vectors.numpy(), encode(TEXTS[:5]), atol=1e-5)
+    finally:
+        model[1].include_prompt, model.prompts = True, {"query": "", "document": ""}
 
 
 def test_chunks_hold_the_budget_and_every_text_once(model: SentenceTransformer) -> None:
     """No chunk of two or more exceeds the budget with its padding; together they are all texts in order."""
-    texts = Texts(model, TEXTS, "document")
-    by_length: Ints = np.argsort(texts.lengths, kind="stable")
+    lengths = np.sort(Texts(model, TEXTS, "document").lengths)
     for budget in (1, 7, 50, 200, 5_000):
-        chunks = list(Embedder(model, chunk_tokens=budget).chunks(texts, by_length))
-        assert np.concatenate(chunks).tolist() == by_length.tolist()
-        assert all(len(chunk) == 1 or len(chunk) * texts.lengths[chunk].max() <= budget for chunk in chunks)
+        cuts = list(Embedder(model, chunk_tokens=budget).cuts(lengths))
+        assert [place for start, end in cuts for place in range(start, end)] == list(range(len(lengths)))
+        assert all(end - start == 1 or (end - start) * lengths[end - 1] <= budget for start, end in cuts)
 
 
 def test_most_padding_goes(model: SentenceTransformer) -> None:

@@ -1,22 +1,23 @@
 """Texts -> vectors for training: tokenised once, padded as little as possible, with gradients.
 
-A batch's texts are sorted by length and go through the model in chunks of a bounded number of tokens; the vectors are
-put back in order. Every text still meets every other in one loss, so batch and loss are unchanged: only the padding
-goes.
+A batch's texts, of all its columns, are sorted by length and go through the model in chunks of a bounded number of
+tokens; the vectors are put back in order. Every text still meets every other in one loss, so batch and loss are
+unchanged: only the padding goes. On a GPU the tokens lie there, and one chunk holds the whole batch where it fits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tasks.encoding import Role, prompt_for
+from tasks.encoding import Role, padding, prompt_for
 from tasks.records import Precision
 from tasks.training import hardware, packed
 from tasks.training.examples import Ints
@@ -26,14 +27,18 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 CHUNK_TOKENS: Final = 1024
-"""Padded tokens that go through the model at once: enough for full matrix products, little enough for the cache."""
+"""Padded tokens that go through the model at once on a CPU: enough for full matrix products, little enough for the
+cache. On a GPU it is `hardware.chunk_tokens`."""
 
 _TOKENISE: Final = 1024
 """Texts per call of the tokenizer."""
 
+Column = tuple["Texts", Ints]
+"""Texts, and which of them."""
+
 
 class Texts:
-    """Texts of one role, tokenised once and kept without padding.
+    """Texts of one role, tokenised once and kept without padding, on the model's device.
 
     Args:
         model: its own `preprocess` does the tokenising, so prompts, truncation and special tokens are those of serving.
@@ -45,21 +50,22 @@ class Texts:
         self._model = model
         self._texts = texts
         self._prompt = prompt_for(model, role) or None
-        self._role = role
+        self.role: Role = role
         self.lengths: Ints = np.array([len(text) for text in texts], np.int64)
-        self._ragged: dict[str, list[Tensor]] | None = None
+        self._tokens: dict[str, Tensor] | None = None
+        self._starts: Ints = np.zeros(len(texts), np.int64)
         self._constant: dict[str, Any] = {}
-        self._left = getattr(getattr(model, "tokenizer", None), "padding_side", "right") == "left"
-        self._pad = getattr(getattr(model, "tokenizer", None), "pad_token_id", None) or 0
-        if texts:
+        self._padding = padding(model, role, self._prompt or "") if texts else None
+        if self._padding is not None:
             self._tokenise()
 
     def _preprocess(self, texts: Sequence[str]) -> dict[str, Any]:
-        return self._model.preprocess(texts, prompt=self._prompt, task=self._role)
+        return self._model.preprocess(texts, prompt=self._prompt, task=self.role)
 
     def _tokenise(self) -> None:
-        """Fill `_ragged`; models whose input is not one row of tokens per text are left to `preprocess` each time."""
-        ragged: dict[str, list[Tensor]] = {}
+        """Fill `_tokens`; models whose input is not one row of tokens per text are left to `preprocess` each time."""
+        found: dict[str, list[Tensor]] = {}
+        lengths: list[Tensor] = []
         by_length = np.argsort(self.lengths, kind="stable")
         for start in range(0, len(by_length), _TOKENISE):
             features = self._preprocess([self._texts[number] for number in by_length[start : start + _TOKENISE]])
@@ -67,44 +73,122 @@ class Texts:
             ids = features.get("input_ids")
             if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
                 return
-            kept = mask.bool()
+            lengths.append(mask.sum(dim=1))
             for name, value in features.items():
+                if name == "attention_mask":
+                    continue
                 if isinstance(value, Tensor) and value.shape == ids.shape:
-                    rows = [line[keep] for line, keep in zip(value, kept, strict=True)]
-                    ragged.setdefault(name, []).extend(rows)
+                    found.setdefault(name, []).append(value[mask.bool()])
                 else:
                     self._constant[name] = value
-        self._ragged = {name: [rows[place] for place in np.argsort(by_length)] for name, rows in ragged.items()}
-        self.lengths = np.array([len(ids) for ids in self._ragged["input_ids"]], np.int64)
+        self.lengths[by_length] = torch.cat(lengths).numpy()
+        self._starts[by_length] = np.cumsum(self.lengths[by_length]) - self.lengths[by_length]
+        where = self._model.device
+        self._tokens = {name: hardware.moved(torch.cat(parts), where) for name, parts in found.items()}
 
     @property
     def tokenised(self) -> bool:
         """Whether lengths are tokens (otherwise characters) and the texts can be packed."""
-        return self._ragged is not None
+        return self._tokens is not None
 
-    def padded(self, numbers: Ints) -> dict[str, Any]:
-        """Features of some texts, padded to the longest of them."""
-        if self._ragged is None:
+    def goes_with(self, other: Texts) -> bool:
+        """Whether these texts and others can be inputs of one forward: the model makes no difference of their role."""
+        if self.role == other.role:
+            return True
+        routed = any(type(module).__name__ == "Router" for module in self._model.modules())
+        alike = self._padding == other._padding and _same(self._constant, other._constant)
+        return not routed and alike and self.tokenised and other.tokenised
+
+    def padded(self, numbers: Ints, longest: int) -> dict[str, Any]:
+        """Features of some texts, each of shape (len(numbers), longest)."""
+        if self._tokens is None or self._padding is None:
             return self._preprocess([self._texts[number] for number in numbers])
-        found: dict[str, Any] = {}
-        for name, rows in self._ragged.items():
-            chosen = [rows[number] for number in numbers]
-            value = self._pad if name == "input_ids" else 0
-            side: Literal["left", "right"] = "left" if self._left else "right"
-            found[name] = torch.nn.utils.rnn.pad_sequence(chosen, True, value, side)
-        return found | self._constant
-
-    def packed(self, numbers: Ints, position_offset: int) -> dict[str, Any]:
-        """Features of some texts, laid end to end."""
-        if self._ragged is None:
-            raise packed.PackedUnsupportedError("the model's input is not one row of tokens per text")
-        extra = {
-            name: [rows[number] for number in numbers]
-            for name, rows in self._ragged.items()
-            if name not in ("input_ids", "attention_mask")
+        sizes, index = self._index(numbers)
+        within = torch.arange(longest, device=index.device)[None, :]  # (1, longest)
+        if self._padding.side == "left":
+            within = within - (longest - sizes[:, None])
+        valid = (within >= 0) & (within < sizes[:, None])  # (n, longest)
+        places = torch.where(valid, index[:, None] + within, 0).flatten()
+        found = {
+            name: torch.where(valid, tokens.index_select(0, places).view(valid.shape), self._padding.values[name])
+            for name, tokens in self._tokens.items()
         }
-        ids = [self._ragged["input_ids"][number] for number in numbers]
-        return packed.features(ids, extra, position_offset) | self._constant
+        return {**found, "attention_mask": valid.to(torch.int64), **self._constant}
+
+    def laid(self, numbers: Ints) -> dict[str, Tensor]:
+        """Tokens of some texts laid end to end, by input, each of shape (tokens,)."""
+        if self._tokens is None:
+            raise packed.PackedUnsupportedError("the model's input is not one row of tokens per text")
+        sizes, index = self._index(numbers)
+        total = int(self.lengths[numbers].sum())
+        shift = (index - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes, output_size=total)
+        places = torch.arange(total, device=index.device) + shift
+        return {name: tokens.index_select(0, places) for name, tokens in self._tokens.items()}
+
+    @property
+    def constant(self) -> dict[str, Any]:
+        """Features that are the same for all texts."""
+        return self._constant
+
+    def _index(self, numbers: Ints) -> tuple[Tensor, Tensor]:
+        """Lengths of some texts, and where each begins among the tokens, on the device."""
+        both = torch.from_numpy(np.stack([self.lengths[numbers], self._starts[numbers]]))
+        sizes, index = hardware.moved(both, self._model.device).unbind()
+        return sizes, index
+
+
+def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether two sets of features are equal; those that hold tensors are not compared."""
+    tensors = any(isinstance(value, Tensor) for value in (*one.values(), *other.values()))
+    return not tensors and one == other
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """The distinct texts of some columns by length, ascending.
+
+    Attributes:
+        columns: the texts that the columns are of.
+        column, number: of each text, shape (n,).
+        lengths: of each text.
+        places: for each column, where among the n each of its numbers is.
+    """
+
+    columns: list[Texts]
+    column: Ints
+    number: Ints
+    lengths: Ints
+    places: list[Ints]
+
+    @classmethod
+    def of(cls, columns: Sequence[Column]) -> _Plan:
+        """A number that repeats within a column is there once."""
+        distinct = [np.unique(numbers, return_inverse=True) for _, numbers in columns]
+        column = np.repeat(np.arange(len(columns)), [len(found) for found, _ in distinct])
+        number = np.concatenate([found for found, _ in distinct])
+        lengths = np.concatenate(
+            [texts.lengths[found] for (texts, _), (found, _) in zip(columns, distinct, strict=True)]
+        )
+        order = np.argsort(lengths, kind="stable")
+        place = np.empty(len(order), np.int64)
+        place[order] = np.arange(len(order))
+        starts = np.cumsum([0, *(len(found) for found, _ in distinct)])
+        places = [place[start + inverse] for start, (_, inverse) in zip(starts, distinct, strict=False)]
+        return cls([texts for texts, _ in columns], column[order], number[order], lengths[order], places)
+
+    def __len__(self) -> int:
+        return len(self.number)
+
+    def parts(self, chunk: Ints) -> tuple[list[Column], Ints]:
+        """The texts at some places, column by column; and for each place, where its text is among them."""
+        by_column = np.argsort(self.column[chunk], kind="stable")
+        back = np.empty(len(chunk), np.int64)
+        back[by_column] = np.arange(len(chunk))
+        sorted_ = chunk[by_column]
+        parts = [
+            (texts, self.number[sorted_[self.column[sorted_] == place]]) for place, texts in enumerate(self.columns)
+        ]
+        return [(texts, numbers) for texts, numbers in parts if len(numbers)], back
 
 
 @dataclass
@@ -113,7 +197,7 @@ class Embedder:
 
     Attributes:
         model: a SentenceTransformer.
-        precision: bf16 runs the forward under autocast; vectors always come out as fp32.
+        precision: bf16 and fp16 run the forward under autocast; vectors always come out as fp32.
         chunk_tokens: tokens per chunk, padding included.
         packed: whether chunks are laid end to end (`packed.py`) instead of padded.
         position_offset: position of the first token, for packed chunks.
@@ -130,81 +214,120 @@ class Embedder:
     tokens: int = field(default=0, init=False)
     padded_tokens: int = field(default=0, init=False)
 
-    def embed(self, *columns: tuple[Texts, Ints]) -> list[Tensor]:
+    def embed(self, *columns: Column) -> list[Tensor]:
         """Vectors of each column's numbers, of shape (len(numbers), d), fp32, in that order.
 
         All columns share one autocast, which then converts each weight once for the whole batch.
         """
         with self.autocast():
-            return [self._column(texts, numbers) for texts, numbers in columns]
+            return [vectors for plan in _plans(columns) for vectors in self._embed(plan)]
 
-    def _column(self, texts: Texts, numbers: Ints) -> Tensor:
-        """Vectors of one column; a number that repeats is encoded once."""
-        by_length, place = _by_length(texts, numbers)
-        own = by_length[self.group.rank :: self.group.size]
-        if len(own):
-            vectors = torch.cat([self.forward(texts, chunk) for chunk in self.chunks(texts, own)])
+    def _embed(self, plan: _Plan) -> list[Tensor]:
+        chunks = list(self._own_chunks(plan))
+        if chunks:
+            vectors = torch.cat([self.forward(plan, chunk) for chunk in chunks])
         else:  # fewer texts than processes; still a part of the gathering, forth and back
-            vectors = torch.zeros(0, self.model.get_embedding_dimension() or 0, requires_grad=torch.is_grad_enabled())
-        vectors = self.group.gather(vectors, len(by_length))
-        return vectors.index_select(0, torch.from_numpy(place).to(vectors.device))
+            width = self.model.get_embedding_dimension() or 0
+            vectors = torch.zeros(0, width, device=self.model.device, requires_grad=torch.is_grad_enabled())
+        vectors = self.group.gather(vectors, len(plan))
+        where = vectors.device
+        return [vectors.index_select(0, hardware.moved(torch.from_numpy(place), where)) for place in plan.places]
 
-    def backward(self, texts: Texts, numbers: Ints, gradient: Tensor) -> None:
-        """Forward one column again and add its share of the parameters' gradients, chunk by chunk.
+    def backward(self, columns: Sequence[Column], gradients: Sequence[Tensor]) -> None:
+        """Forward the columns again and add their share of the parameters' gradients, chunk by chunk.
 
         Args:
-            texts: those that the column is of.
-            numbers: which of them, as given to `embed`.
-            gradient: of the loss by the column's vectors, shape (len(numbers), d).
+            columns: as given to `embed`.
+            gradients: of the loss by each column's vectors, shape (len(numbers), d).
         """
-        by_length, place = _by_length(texts, numbers)
-        collected = gradient.new_zeros(len(by_length), gradient.shape[1])
-        collected.index_add_(0, torch.from_numpy(place).to(gradient.device), gradient)
-        own = by_length[self.group.rank :: self.group.size]
-        collected = collected[self.group.rank :: self.group.size]
-        start = 0
-        for chunk in self.chunks(texts, own) if len(own) else ():
-            with self.autocast():
-                vectors = self.forward(texts, chunk)
-            torch.autograd.backward([vectors], [collected[start : start + len(chunk)]])
-            start += len(chunk)
+        left = list(gradients)
+        for plan in _plans(columns):
+            own, left = left[: len(plan.places)], left[len(plan.places) :]
+            collected = own[0].new_zeros(len(plan), own[0].shape[1])
+            for place, gradient in zip(plan.places, own, strict=True):
+                collected.index_add_(0, hardware.moved(torch.from_numpy(place), gradient.device), gradient)
+            for chunk in self._own_chunks(plan):
+                with self.autocast():
+                    vectors = self.forward(plan, chunk)
+                rows = hardware.moved(torch.from_numpy(chunk), collected.device)
+                torch.autograd.backward([vectors], [collected.index_select(0, rows)])
 
-    def chunks(self, texts: Texts, by_length: Ints) -> Iterator[Ints]:
-        """Cut numbers sorted by length, ascending, into runs of at most `chunk_tokens` (or of one text)."""
+    def _own_chunks(self, plan: _Plan) -> Iterator[Ints]:
+        """Places of this process's texts, in chunks."""
+        own = np.arange(self.group.rank, len(plan), self.group.size)
+        for start, end in self.cuts(plan.lengths[own]):
+            yield own[start:end]
+
+    def cuts(self, lengths: npt.NDArray[np.int64]) -> Iterator[tuple[int, int]]:
+        """Cut texts of these lengths, ascending, into runs of at most `chunk_tokens` (or of one text)."""
         start = 0
         total = 0
-        for end, length in enumerate(texts.lengths[by_length].tolist()):
+        for end, length in enumerate(lengths.tolist()):
             total += length
             cost = total if self.packed else (end + 1 - start) * length
             if cost > self.chunk_tokens and end > start:
-                yield by_length[start:end]
+                yield start, end
                 start, total = end, length
-        yield by_length[start:]
+        if len(lengths):
+            yield start, len(lengths)
 
-    def forward(self, texts: Texts, chunk: Ints) -> Tensor:
-        """Vectors of one chunk, of shape (len(chunk), d), in its order."""
-        lengths = texts.lengths[chunk]
+    def forward(self, plan: _Plan, chunk: Ints) -> Tensor:
+        """Vectors of the texts at some places of the plan, of shape (len(chunk), d), in that order."""
+        parts, back = plan.parts(chunk)
+        lengths = np.concatenate([texts.lengths[numbers] for texts, numbers in parts])
+        longest = int(lengths.max())
         self.tokens += int(lengths.sum())
-        self.padded_tokens += int(lengths.sum() if self.packed else len(chunk) * lengths.max())
-        features = texts.packed(chunk, self.position_offset) if self.packed else texts.padded(chunk)
+        self.padded_tokens += int(lengths.sum()) if self.packed else len(chunk) * longest
+        where = self.model.device
+        if self.packed:
+            laid = _joined([texts.laid(numbers) for texts, numbers in parts])
+            features = packed.features(laid, lengths, self.position_offset) | parts[0][0].constant
+        else:
+            features = _joined([texts.padded(numbers, longest) for texts, numbers in parts])
         moved = {
-            name: hardware.moved(value, self.model.device) if isinstance(value, Tensor) else value
+            name: hardware.moved(value, where) if isinstance(value, Tensor) else value
             for name, value in features.items()
         }
-        vectors: Tensor = self.model(moved)["sentence_embedding"]
-        return vectors.float()
+        vectors: Tensor = self.model(moved, task=parts[0][0].role)["sentence_embedding"].float()
+        if len(parts) == 1:
+            return vectors
+        return vectors.index_select(0, hardware.moved(torch.from_numpy(back), vectors.device))
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Where forwards of this precision belong."""
         if self.precision == "fp32":
             return nullcontext()
-        return torch.autocast(self.model.device.type, torch.bfloat16)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float16
+        return torch.autocast(self.model.device.type, dtype)
 
 
-def _by_length(texts: Texts, numbers: Ints) -> tuple[Ints, Ints]:
-    """The distinct numbers by length, ascending, and for each of `numbers` its place among them."""
-    distinct, inverse = np.unique(numbers, return_inverse=True)
-    order = np.argsort(texts.lengths[distinct], kind="stable")
-    place = np.empty(len(distinct), np.int64)
-    place[order] = np.arange(len(distinct))
-    return distinct[order], place[inverse]
+def probes(embedder: Embedder, columns: Sequence[Column]) -> list[tuple[int, Callable[[], Tensor]]]:
+    """Two small forwards of the columns' longest texts, and the tokens of each, to measure what a forward keeps."""
+    plan = _plans(columns)[-1]
+    found: list[tuple[int, Callable[[], Tensor]]] = []
+    for count in (2, 6):
+        chunk = np.arange(max(0, len(plan) - count), len(plan))
+
+        def forward(chunk: Ints = chunk) -> Tensor:
+            with embedder.autocast():
+                return embedder.forward(plan, chunk)
+
+        found.append((int(plan.lengths[chunk].sum()), forward))
+    return found
+
+
+def _plans(columns: Sequence[Column]) -> list[_Plan]:
+    """One plan for all columns where the model makes no difference of their roles, else one for each."""
+    if all(columns[0][0].goes_with(texts) for texts, _ in columns):
+        return [_Plan.of(columns)]
+    return [_Plan.of([column]) for column in columns]
+
+
+def _joined(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Features of several columns as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        name: torch.cat([part[name] for part in parts]) if isinstance(value, Tensor) else value
+        for name, value in parts[0].items()
+    }

@@ -1,7 +1,8 @@
-"""What the training machine does well. What is said of CUDA here is written for it and was never run on it."""
+"""What the training machine does well. What concerns CUDA was written without a GPU to try it on."""
 
 from __future__ import annotations
 
+import platform
 import resource
 import statistics
 import sys
@@ -10,6 +11,17 @@ from typing import Final, Literal
 
 import torch
 from torch import Tensor
+
+_TENSOR_CORES: Final = (7, 0)
+"""Compute capability from which a GPU multiplies fp16 matrices faster than fp32 ones (Volta)."""
+
+_OUT_OF_MEMORY: Final = (
+    "can't allocate memory",
+    "CUDA out of memory",
+    "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
 
 _ROUNDS: Final = 9
 """Interleaved measurements of both precisions, of which the median ratio counts."""
@@ -25,17 +37,34 @@ def gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
-def prepare(where: torch.device) -> None:
-    """Let CUDA's matrix products that stay in fp32 use TF32 tensor cores (10 bits of mantissa; bf16 has 7)."""
-    if where.type == "cuda":
-        torch.set_float32_matmul_precision("high")
+def describe(where: torch.device) -> str:
+    """The device by name, with its driver's CUDA version where it is a GPU."""
+    if where.type != "cuda":
+        return f"{where.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
+    return f"{torch.cuda.get_device_name(where)} (CUDA {torch.version.cuda})"
+
+
+def chunk_tokens(where: torch.device) -> int:
+    """Padded tokens that go through the model at once.
+
+    On a CPU enough for full matrix products, little enough for the cache. On a GPU a whole batch where it fits: each
+    chunk launches every kernel of the model anew, which takes longer than a thousand tokens keep the GPU busy.
+    """
+    return 65_536 if where.type == "cuda" else 1024
 
 
 def moved(tensor: Tensor, where: torch.device) -> Tensor:
     """The tensor on the device; to a GPU from pinned memory, so that the copy does not hold up what comes next."""
-    if where.type != "cuda":
+    if where.type != "cuda" or tensor.device.type != "cpu":
         return tensor.to(where)
     return tensor.pin_memory().to(where, non_blocking=True)
+
+
+def half(where: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision of the forward that is fastest in training: bf16, before Ampere fp16, on most CPUs fp32."""
+    if where.type == "cuda" and not bf16_pays(where):
+        return "fp16" if torch.cuda.get_device_capability(where) >= _TENSOR_CORES else "fp32"
+    return "bf16" if bf16_pays(where) else "fp32"
 
 
 def bf16_pays(where: torch.device) -> bool:
@@ -64,24 +93,44 @@ def _cpu_seconds(layer: torch.nn.Linear, tokens: Tensor, *, bf16: bool) -> float
     return time.process_time() - begun
 
 
-def attention(where: torch.device, *, half: bool = False) -> Literal["eager", "sdpa", "flash_attention_2"]:
-    """The attention kernel that is fastest in training.
+def attention(where: torch.device) -> Literal["eager", "sdpa"]:
+    """The attention kernel that is fastest in training of padded chunks.
 
-    On a CPU the flash kernel behind SDPA has a slow backward pass, and plain matrix products win. FlashAttention
-    computes in half precision only (`half`).
+    On a CPU the flash kernel behind SDPA has a slow backward pass, and plain matrix products win.
     """
-    if where.type != "cuda":
-        return "eager"
-    from transformers.utils.import_utils import is_flash_attn_2_available
-
-    return "flash_attention_2" if half and is_flash_attn_2_available() else "sdpa"
+    return "sdpa" if where.type == "cuda" else "eager"
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out, on the GPU or in PyTorch's CPU allocator."""
+    """Whether an error says that memory ran out: in PyTorch's allocators, or in a library that allocates by itself."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def computes(precision: str, where: torch.device) -> bool:
+    """Whether the device has instructions for this precision, and need not imitate it."""
+    return where.type != "cuda" or precision != "bf16" or bf16_pays(where)
+
+
+def wait(where: torch.device) -> None:
+    """Wait until a GPU has done what it was given, before the clock is read."""
+    if where.type == "cuda":
+        torch.cuda.synchronize(where)
+
+
+def release() -> None:
+    """Give back the GPU memory that PyTorch holds in reserve."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def free_memory(where: torch.device) -> int | None:
+    """Bytes of a GPU that can still be had, PyTorch's reserve included; None on a CPU, where it is not limited here."""
+    if where.type != "cuda":
+        return None
+    reserve = torch.cuda.memory_reserved(where) - torch.cuda.memory_allocated(where)
+    return int(torch.cuda.mem_get_info(where)[0]) + reserve
 
 
 def peak_memory() -> int:

@@ -24,11 +24,12 @@ from tasks.storage import StoreError
 from tasks.training import hardware, losses
 from tasks.training.checkpoints import Checkpoint, Checkpoints
 from tasks.training.dev import MIN_QUERIES, Dev
-from tasks.training.embedder import Texts
+from tasks.training.embedder import Texts, probes
 from tasks.training.examples import Batch, Examples, order
+from tasks.training.memory import measure
 from tasks.training.processes import Group
 from tasks.training.result import TrainingError
-from tasks.training.start import Start, dimensions, distance, embedder
+from tasks.training.start import Start, choose_kernel, dimensions, distance, embedder, recompute_layers
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -50,6 +51,15 @@ MISSED_CHECKPOINTS: Final = 3
 _DEV_SHARE: Final = 0.3
 """Texts encoded for dev / texts trained on. A training text costs three times as much (forward and twice that
 backward), so dev costs about a tenth of the training."""
+
+_FIRST_SCALE: Final = 2.0**12
+"""What the loss is multiplied by in fp16, at first: halved where a gradient overflows, doubled after 200 steps."""
+
+_MORE: Final = 1.25
+"""Tokens of the largest batches / those of the one that is looked at."""
+
+_MARGIN: Final = 0.8
+"""Share of the GPU's memory that is planned with: the rest is fragments, workspaces and the loss."""
 
 _PROBE: Final = (4, 16)
 """Fewest and most pairs on which the duration is measured beforehand: about a fiftieth of the run in between."""
@@ -97,36 +107,76 @@ class Loop:
         self._between_steps = True  # otherwise some weights have taken a step that others have not
 
         torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
-        hardware.prepare(model.device)
         self._serving_length = model.max_seq_length
         if model.max_seq_length is not None:
             model.max_seq_length = min(training.max_length, model.max_seq_length)
         self.queries = Texts(model, examples.queries, "query")
         self.documents = Texts(model, examples.documents, "document")
-        self.embedder = embedder(model, self.documents, training, group)
+        self.embedder = embedder(model, (self.queries, self.documents), training, group)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=model.device.type in ("cpu", "cuda")
         )  # fused: each tensor is read once per step, not once per operation
+        self.scaler = torch.amp.GradScaler(
+            model.device.type, _FIRST_SCALE, growth_interval=200, enabled=self.embedder.precision == "fp16"
+        )
+        if training.gradient_checkpointing:
+            recompute_layers(model)
 
     # --- the run -----------------------------------------------------------------------------------------
 
     def estimate(self, report: Callable[..., None]) -> None:
-        """Measure the loss and gradients of a few pairs, without a step, and say what the whole run will take."""
+        """Measure the loss and gradients of some pairs, without a step, and say what the whole run will take.
+
+        On a CPU a few pairs are enough. On a GPU a whole batch is measured, a second time: the first one loads every
+        kernel, and fewer pairs would only measure launches.
+        """
         counted = self.embedder.tokens, self.embedder.padded_tokens
-        pairs = min(
-            max(len(self.examples) * self.training.epochs // 50, _PROBE[0]), _PROBE[1], self.training.batch_size
-        )
+        on_gpu = self.model.device.type != "cpu"
+        few = min(max(len(self.examples) * self.training.epochs // 50, _PROBE[0]), _PROBE[1])
+        pairs = self.training.batch_size if on_gpu else min(few, self.training.batch_size)
         batch = next(iter(order(1, pairs, self.training.seed, self.examples)))
-        begun = time.perf_counter()
-        self._gradients(batch)
-        per_pair = (time.perf_counter() - begun) / batch.pairs
+        memory = self._make_room(batch)
+        for _ in range(2 if on_gpu else 1):
+            begun = time.perf_counter()
+            self._gradients(batch)
+            hardware.wait(self.model.device)
+            per_pair = (time.perf_counter() - begun) / batch.pairs
         self.optimizer.zero_grad()
         self.embedder.tokens, self.embedder.padded_tokens = counted
         left = self.training.epochs * len(self.examples) * (1 - len(self.losses) / self.planned)
         seconds = self._seconds() + per_pair * left * (1 + _DEV_SHARE / 3)
-        self.expected = Estimate(seconds, self._dollars(seconds))
-        report("estimate", self.expected.seconds, self.expected.dollars)
+        self.expected = Estimate(seconds, self._dollars(seconds), memory)
+        report("estimate", self.expected.seconds, self.expected.dollars, self.expected.memory)
+
+    def _make_room(self, batch: Batch) -> int:
+        """Bytes that a step will take; where that is more than the GPU has, activations are kept for less at a time.
+
+        Raises TrainingError where not even the weights and the optimiser's state fit.
+        """
+        columns = ((self.queries, batch.queries), (self.documents, batch.documents))
+        probed = probes(self.embedder, columns)
+        try:
+            needed = measure(self.model, probed, recomputed=self.training.gradient_checkpointing)
+        except (RuntimeError, MemoryError) as error:  # what a step takes shows as soon as one is tried
+            self._shrink(error, halve=False)
+            self.cached = True
+            return 0
+        share = self.training.batch_size / batch.pairs / self.group.size
+        tokens = _MORE * share * sum(int(texts.lengths[numbers].sum()) for texts, numbers in columns)
+        free = hardware.free_memory(self.model.device)
+        if free is None or needed.of(tokens) <= free + _held(self.parameters):
+            return needed.of(tokens)
+        room = needed.tokens_within(int(_MARGIN * (free + _held(self.parameters))))
+        if room < 1:
+            raise TrainingError(
+                f"training takes {needed.fixed / 2**30:.1f} GiB for weights, gradients and optimiser, "
+                f"the GPU has {free / 2**30:.1f} GiB left: use a smaller base model, quick, or a larger GPU"
+            )
+        self.cached = True
+        self.embedder.chunk_tokens = min(self.embedder.chunk_tokens, room)
+        _LOG.info("a step would take %.1f GiB: going on in chunks of %d tokens", needed.of(tokens) / 2**30, room)
+        return needed.of(min(tokens, self.embedder.chunk_tokens))
 
     def fit(
         self,
@@ -185,17 +235,21 @@ class Loop:
             self._missed = 0
 
     def _score(self, dev: Dev, step: int) -> DevScore:
-        try:
-            return dev.score(self.embedder, step)
-        except ValueError as error:
-            raise TrainingError(f"after step {step} the model's vectors cannot be ranked: {error}") from error
+        while True:
+            try:
+                return dev.score(self.embedder, step)
+            except ValueError as error:
+                raise TrainingError(f"after step {step} the model's vectors cannot be ranked: {error}") from error
+            except (RuntimeError, MemoryError) as error:
+                self._shrink(error, halve=True)
+            hardware.release()
 
     def _take_score(self, score: DevScore) -> None:
         """Note a dev score; the weights of the best so far (of equals the latest) are kept."""
         self.scores.append(score)
         if self.best is None or score.mrr >= max(former.mrr for former in self.scores[1:]):
             self.best_step = score.step
-            self.best = _copied(self.model.state_dict())
+            self.best = _on_cpu(self.model.state_dict())
 
     def _late(self) -> bool:
         """Whether a limit has been reached, by the leader's clock."""
@@ -222,41 +276,64 @@ class Loop:
         rate = self.training.learning_rate * _schedule(step, self.planned, self.training.warmup_share)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        while not self._try_step(step, batch, rate):
+            pass
+
+    def _try_step(self, step: int, batch: Batch, rate: float) -> bool:
+        """Take one step; in fp16 False where a gradient overflowed: nothing was changed but the scale of the loss."""
         loss = self._gradients(batch)
         if not math.isfinite(loss):
             raise TrainingError(f"the loss is {loss} at step {step}: lower the learning rate ({rate:.1g} there)")
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRADIENT_NORM)
+        scale = self.scaler.get_scale()
         self._between_steps = False
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            self._between_steps = True
+            if scale <= 1:
+                raise TrainingError(f"gradients overflow in fp16 at step {step}: set precision to fp32")
+            return False
         self.losses.append(loss)
         self.pairs += batch.pairs
         self._between_steps = True
+        return True
 
     def _gradients(self, batch: Batch) -> float:
-        """Leave the gradients of one batch's loss in the parameters; when memory runs out, with smaller buckets."""
+        """Leave the gradients of one batch's loss in the parameters; when memory runs out, with smaller chunks."""
         while True:
             self.optimizer.zero_grad()
             try:
                 loss = self._cached_gradients(batch) if self.cached else self._plain_gradients(batch)
             except (RuntimeError, MemoryError) as error:
-                exhausted = self.cached and self.embedder.chunk_tokens < 2
-                if exhausted or self.group.size > 1 or not hardware.out_of_memory(error):
-                    raise  # one of several processes cannot go back alone
+                self._shrink(error, halve=self.cached)
+                self.cached = True
             else:
                 self.group.sum_gradients(self.parameters)
                 return loss
-            if self.cached:
-                self.embedder.chunk_tokens //= 2
-            self.cached = True
-            _LOG.warning(
-                "memory ran out: going on with the activations of one bucket at a time, of at most %d tokens",
-                self.embedder.chunk_tokens,
-            )
+            self.optimizer.zero_grad()
+            hardware.release()
+
+    def _shrink(self, error: Exception, *, halve: bool) -> None:
+        """After an error that says that memory ran out: the activations of one chunk at a time, or smaller chunks.
+
+        Any other error is raised again, as is this one where nothing is left to be made smaller.
+        """
+        exhausted = halve and self.embedder.chunk_tokens < 2
+        if exhausted or self.group.size > 1 or not hardware.out_of_memory(error):
+            raise error  # one of several processes cannot go back alone
+        if halve:
+            self.embedder.chunk_tokens //= 2
+        _LOG.warning(
+            "memory ran out: going on with the activations of one chunk at a time, of at most %d tokens",
+            self.embedder.chunk_tokens,
+        )
 
     def _plain_gradients(self, batch: Batch) -> float:
         queries, documents = self.embedder.embed((self.queries, batch.queries), (self.documents, batch.documents))
         loss = batch_loss(batch, queries, documents, self.dims)
-        torch.autograd.backward([loss])
+        torch.autograd.backward([self.scaler.scale(loss)])
         return loss.item()
 
     def _cached_gradients(self, batch: Batch) -> float:
@@ -266,9 +343,8 @@ class Loop:
             vectors = self.embedder.embed(*columns)
         leaves = [column.requires_grad_() for column in vectors]
         loss = batch_loss(batch, leaves[0], leaves[1], self.dims)
-        gradients = torch.autograd.grad(loss, leaves)
-        for (texts, numbers), gradient in zip(columns, gradients, strict=True):
-            self.embedder.backward(texts, numbers, gradient)
+        gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
+        self.embedder.backward(columns, gradients)
         return loss.item()
 
     # --- checkpoints -------------------------------------------------------------------------------------
@@ -277,7 +353,8 @@ class Loop:
     def identity(self) -> str:
         """Hash of what a run computes: a checkpoint of other rows, settings or weights is none of this run's."""
         settings = self.training.model_dump(mode="json", exclude=set(NOT_COMPUTED))
-        found = [settings, fingerprint(self.start.path(self.training)), self.examples.fingerprint, torch.__version__]
+        start = fingerprint(self.start.path(self.training))
+        found = [settings, start, self.examples.fingerprint, torch.__version__, self.model.device.type]
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def checkpoint(self) -> Checkpoint:
@@ -294,12 +371,14 @@ class Loop:
             "pairs": self.pairs,
             "cached": self.cached,
             "precision": self.embedder.precision,
+            "packed": self.embedder.packed,
+            "scaler": self.scaler.state_dict(),
             "chunk_tokens": self.embedder.chunk_tokens,
             "tokens": self.embedder.tokens,
             "padded_tokens": self.embedder.padded_tokens,
             "seconds": self._seconds(),
         }
-        return Checkpoint(_copied(tensors) | {"random": torch.get_rng_state()}, state)
+        return Checkpoint(_on_cpu(tensors) | {"random": torch.get_rng_state()}, state)
 
     def resume(self, checkpoints: Checkpoints) -> None:
         """Go on from the newest checkpoint of this run, if there is one."""
@@ -318,7 +397,11 @@ class Loop:
         self.losses = list(found.state["losses"])
         self.scores = [DevScore(**score) for score in found.state["scores"]]
         self.best_step, self.pairs = found.state["best_step"], found.state["pairs"]
-        self.cached, self.embedder.precision = found.state["cached"], found.state["precision"]
+        self.cached = found.state["cached"]
+        if hardware.computes(found.state["precision"], self.model.device):  # otherwise this machine's choice stays
+            self.embedder.precision = found.state["precision"]
+            choose_kernel(self.embedder, packed=found.state["packed"])
+            self.scaler.load_state_dict(found.state["scaler"])
         self.embedder.chunk_tokens = found.state["chunk_tokens"]
         self.embedder.tokens, self.embedder.padded_tokens = found.state["tokens"], found.state["padded_tokens"]
         self.resumed = len(self.losses)
@@ -362,6 +445,7 @@ class Loop:
             seconds=seconds,
             dollars=self._dollars(seconds),
             peak_memory=hardware.peak_memory(),
+            device=hardware.describe(self.model.device),
         )
 
     def _seconds(self) -> float:
@@ -381,25 +465,33 @@ def batch_loss(batch: Batch, queries: Tensor, documents: Tensor, dims: Sequence[
         documents: vectors of `batch.documents`, shape (m, d).
         dims: what the vectors are cut to.
     """
-    device = queries.device
+    positives, masked, scores = (
+        hardware.moved(torch.from_numpy(values), queries.device)
+        for values in (batch.positives, batch.masked, batch.scores)
+    )
+    collides = bool(batch.masked.any())
 
     def ranking(dim: int) -> Tensor:
-        positives = torch.from_numpy(batch.positives).to(device)
-        masked = torch.from_numpy(batch.masked).to(device) if batch.masked.any() else None
-        return losses.ranking_loss(queries[:, :dim], documents[:, :dim], positives, masked)
+        return losses.ranking_loss(queries[:, :dim], documents[:, :dim], positives, masked if collides else None)
 
     def triplet(dim: int) -> Tensor:
         positives, negatives = documents[:, :dim].chunk(2)
         return losses.triplet_loss(queries[:, :dim], positives, negatives)
 
     def cosent(dim: int) -> Tensor:
-        return losses.cosent_loss(queries[:, :dim], documents[:, :dim], torch.from_numpy(batch.scores).to(device))
+        return losses.cosent_loss(queries[:, :dim], documents[:, :dim], scores)
 
     return losses.matryoshka({"ranking": ranking, "triplet": triplet, "cosent": cosent}[batch.kind], dims)
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: value.detach().clone().contiguous() for name, value in tensors.items()}
+def _on_cpu(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies that take no memory of a GPU."""
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
+
+
+def _held(parameters: Sequence[torch.nn.Parameter]) -> int:
+    """Bytes of the weights themselves, which are no longer free."""
+    return sum(parameter.nbytes for parameter in parameters)
 
 
 def _under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

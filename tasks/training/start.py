@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,9 +13,12 @@ import numpy as np
 import torch
 
 from tasks.config import Training
-from tasks.encoding import ModelError, load, resolve_model
-from tasks.training import hardware, packed
+from tasks.encoding import ModelError, load, resolve_model, transformers_of
+from tasks.records import Precision
+from tasks.training import hardware
+from tasks.training import packed as packing
 from tasks.training.embedder import Embedder, Texts
+from tasks.training.examples import Ints
 from tasks.training.plan import BASE
 from tasks.training.processes import Group
 from tasks.training.result import TrainingError
@@ -22,6 +26,9 @@ from tasks.training.row_gradients import use_row_gradients
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+
+_PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 
 @dataclass(frozen=True)
@@ -89,33 +96,67 @@ def dimensions(model: SentenceTransformer, training: Training) -> tuple[int, ...
     return (full, *(dim for dim in training.matryoshka_dims if dim < full))
 
 
-def embedder(model: SentenceTransformer, texts: Texts, training: Training, group: Group) -> Embedder:
-    """Choose packed or padded by comparing their vectors, and the precision and attention by the device."""
-    chosen = _packed(model, texts) or Embedder(model)
-    if training.precision == "bf16" or (training.precision == "auto" and group.agree(hardware.bf16_pays(model.device))):
-        chosen.precision = "bf16"
-        if not chosen.packed:
-            _set_attention(model, hardware.attention(model.device, half=True))
+def embedder(model: SentenceTransformer, columns: Sequence[Texts], training: Training, group: Group) -> Embedder:
+    """Choose the precision by the device, then packed or padded by comparing their vectors in that precision."""
+    own: Precision = hardware.half(model.device) if training.precision == "auto" else training.precision
+    precision = _PRECISIONS[int(group.agree(_PRECISIONS.index(own)))]
+    chosen = Embedder(model, precision, hardware.chunk_tokens(model.device))
+    choose_kernel(chosen, packed=_can_be_packed(chosen, columns))
     chosen.group = group
+    chosen.tokens = chosen.padded_tokens = 0
     return chosen
 
 
-def _packed(model: SentenceTransformer, texts: Texts) -> Embedder | None:
-    """An embedder without padding, if the model computes the same with it on a few of the texts; on a CPU only."""
-    if not texts.tokenised or model.device.type != "cpu":
-        return None
-    shortest_to_longest = np.argsort(texts.lengths, kind="stable")
-    probe = shortest_to_longest[np.linspace(0, len(shortest_to_longest) - 1, 8).astype(int)]
-    with torch.no_grad():
-        expected = Embedder(model).embed((texts, probe))[0]
-    candidate = Embedder(model, packed=True, position_offset=packed.position_offset(model))
-    packed.register()
-    _set_attention(model, packed.ATTENTION)
-    if packed.agrees(lambda: expected, lambda: candidate.embed((texts, probe))[0]):
-        candidate.tokens = candidate.padded_tokens = 0
-        return candidate
-    _set_attention(model, hardware.attention(model.device))
-    return None
+def choose_kernel(embedder: Embedder, *, packed: bool) -> None:
+    """Let the model attend within packed chunks, or within padded ones."""
+    if packed:
+        packing.register()
+    embedder.packed = packed
+    embedder.position_offset = packing.position_offset(embedder.model) if packed else 0
+    _set_attention(embedder.model, packing.ATTENTION if packed else hardware.attention(embedder.model.device))
+
+
+def recompute_layers(model: SentenceTransformer) -> None:
+    """Let each layer's activations be computed again in the backward pass instead of being kept.
+
+    Raises TrainingError where the model's library does not support that.
+    """
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    for module in transformers_of(model):
+        inner = module.model
+        try:
+            inner.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        except ValueError as error:
+            raise TrainingError(f"gradient_checkpointing is not supported by this model: {error}") from error
+        for layer in inner.modules():
+            if isinstance(layer, GradientCheckpointingLayer):
+                layer.training = True  # of this module only: what is below it stays without dropout
+
+
+def _can_be_packed(embedder: Embedder, columns: Sequence[Texts]) -> bool:
+    """Whether the model gives the same vectors without padding, for a few texts of every role.
+
+    Leaves the kernel changed. The variable-length kernel of a GPU computes in half precision only.
+    """
+    on_gpu_in_full = embedder.model.device.type != "cpu" and embedder.precision == "fp32"
+    if on_gpu_in_full or not all(texts.tokenised for texts in columns):
+        return False
+    probes = [(texts, _spread(texts.lengths)) for texts in columns]
+
+    def vectors(*, packed: bool) -> torch.Tensor:
+        choose_kernel(embedder, packed=packed)
+        return torch.cat([vectors for column in probes for vectors in embedder.embed(column)])
+
+    half = embedder.precision != "fp32"
+    return packing.agrees(lambda: vectors(packed=False), lambda: vectors(packed=True), half)
+
+
+def _spread(lengths: Ints) -> Ints:
+    """A few texts, from the shortest to the longest."""
+    order: Ints = np.argsort(lengths, kind="stable")
+    few: Ints = order[np.linspace(0, len(order) - 1, 8).astype(int)]
+    return few
 
 
 def distance(model: SentenceTransformer, training: Training) -> float:
