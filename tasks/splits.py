@@ -12,7 +12,7 @@ import json
 import secrets
 import unicodedata
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from tasks.storage import Store
@@ -128,11 +128,15 @@ def load_split(store: Store) -> Split:
     blob = store.find(SPLIT_KEY)
     if blob is None:
         new = _recorded(store) or Split(secrets.token_hex(16))
-        document = {"rule": RULE, **asdict(new)}
-        if store.put_if_absent(SPLIT_KEY, json.dumps(document).encode()) is not None:
+        if store.put_if_absent(SPLIT_KEY, json.dumps(as_fields(new)).encode()) is not None:
             return new
         blob = store.get(SPLIT_KEY)
     return _parse(store.uri(SPLIT_KEY), blob.body)
+
+
+def as_fields(split: Split) -> dict[str, Any]:
+    """A split as it is stored."""
+    return {"rule": RULE, **asdict(split)}
 
 
 def _parse(uri: str, body: bytes) -> Split:

@@ -51,7 +51,12 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "release": versions.release,
     },
     "Workers": {"join": joining.join, "drain": workers.drain, "resume": workers.resume},
-    "Look": {"quarantine": looking.quarantine, "doctor": looking.doctor},
+    "Look": {
+        "rows": looking.rows,
+        "quarantine": looking.quarantine,
+        "forget": looking.forget,
+        "doctor": looking.doctor,
+    },
 }
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():

@@ -1,15 +1,29 @@
-"""Commands that look and change nothing: rejected rows, and whether all that a night needs is there."""
+"""Commands on what the store keeps: rows, rejected rows, what to erase, and whether all that a night needs is there."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from deployments.cli.common import StateOption, StoreOption, connect, console, state_folder, store_url
+from deployments.cli.common import (
+    CliError,
+    StateOption,
+    StoreOption,
+    UsageError,
+    connect,
+    console,
+    state_folder,
+    store_url,
+)
 from deployments.stack import local
 from deployments.terminal.text import escape
 from tasks.config import BUNDLED_MODEL
+
+if TYPE_CHECKING:
+    from tasks.erasure import Plan
+
+_COLUMNS: Final = ("query", "document", "negatives", "score", "slice", "object", "line")
 
 
 def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
@@ -18,6 +32,91 @@ def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
     from tasks.intake import quarantined
 
     show.to(console, show.rejected(quarantined(connect(state, store))))
+
+
+def rows(
+    key: Annotated[str | None, typer.Option("--object", help="Only the rows of this object.")] = None,
+    query: Annotated[
+        str | None, typer.Option(help="Only the rows with this query, up to case and white space.")
+    ] = None,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Print the rows that a night would work with, as JSON lines."""
+    from tasks.intake import live_tables
+    from tasks.splits import document_key
+
+    wanted = None if query is None else document_key(query)
+    for table in live_tables(connect(state, store), key):
+        for batch in table.to_batches(max_chunksize=10_000):
+            for row in batch.to_pylist():
+                if wanted is None or document_key(row["query"] or "") == wanted:
+                    typer.echo(_as_json(row))
+
+
+def _as_json(row: dict[str, Any]) -> bytes:
+    """A row as `ratchet read` prints it."""
+    import orjson
+
+    return orjson.dumps({name: row[name] for name in _COLUMNS})
+
+
+def forget(
+    key: Annotated[str | None, typer.Option("--object", help="An object, with all that came of it.")] = None,
+    query: Annotated[str | None, typer.Option(help="A text that stands as a query.")] = None,
+    document: Annotated[str | None, typer.Option(help="A text that stands as a document or as a negative.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what holds it, and change nothing.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before erasing.")] = False,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Erase a text, or an object, from everything that the store keeps. Needs the owner's rights (iam/eraser.json)."""
+    from tasks import erasure
+
+    opened = connect(state, store)
+    try:
+        wanted = erasure.select(opened, key=key, query=query, document=document)
+    except erasure.NothingToForgetError as error:
+        raise UsageError(str(error)) from error
+    plan = erasure.find(opened, wanted)
+    for line in _described(plan):
+        console.print(escape(line))
+    if dry_run or not plan:
+        return
+    if not yes and not typer.confirm("Erase all of it? This cannot be undone."):
+        raise typer.Exit(1)
+    try:
+        audit = erasure.carry_out(opened, wanted, plan)
+    except erasure.StubbornError as error:
+        raise CliError(str(error)) from error
+    left = erasure.find(opened, wanted)
+    if left:
+        raise CliError("something was written meanwhile that holds it: run the same again when no night is under way")
+    console.print(escape(f"erased; {opened.uri(audit)} says what, without the text"))
+    console.print(
+        "Workers keep vectors under RATCHET_WORK/vectors: delete that folder on each. The next night trains anew."
+    )
+
+
+def _described(plan: Plan) -> list[str]:
+    """What holds what is to be forgotten, a line each."""
+    found = {
+        "accepted rows, of all commits": plan.rows,
+        "rejected rows": plan.rejected,
+        "uploaded objects": len(plan.sources) + len(plan.stubborn),
+        "entries of the log": len(plan.commits),
+        "batches that nothing names": len(plan.orphans),
+        "records of runs and of the watch": len(plan.records),
+        "blocks of cached vectors": len(plan.vectors),
+    }
+    lines = [f"{count:>8,}  {name}" for name, count in found.items() if count]
+    lines += [f"          {key}" for key in plan.sources]
+    lines += [f"          {key}: cannot be rewritten or read here" for key in plan.stubborn]
+    if plan.versions:
+        lines.append(f"Trained on it, and not changed: {', '.join(plan.versions)}")
+    if plan.mentions:
+        lines.append(f"{plan.mentions:,} longer texts contain it and stay; name one of them to erase it")
+    return lines if plan else [*lines, "Nothing in the store holds it."]
 
 
 def doctor(

@@ -2,7 +2,18 @@
 
 from tasks.intake.batch import BATCH, with_origin
 from tasks.intake.commit_log import Commit, LogError
-from tasks.intake.read import ROWS, Changes, Refused, changes, counts, new_pairs, quarantined, read_rows, refused
+from tasks.intake.read import (
+    ROWS,
+    Changes,
+    Refused,
+    changes,
+    counts,
+    live_tables,
+    new_pairs,
+    quarantined,
+    read_rows,
+    refused,
+)
 from tasks.intake.take import Intake, Pending, take_in
 
 __all__ = [
@@ -16,6 +27,7 @@ __all__ = [
     "Refused",
     "changes",
     "counts",
+    "live_tables",
     "new_pairs",
     "quarantined",
     "read_rows",

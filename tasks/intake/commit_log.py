@@ -276,10 +276,18 @@ def _checkpoints(store: Store) -> list[tuple[int, str, str]]:
     return sorted(((int(match[1]), match[2], match[0]) for match in found if match), reverse=True)
 
 
+def _last_erasure(store: Store) -> int:
+    """The commit at which rows were last erased from entries before it: a state from before that no longer holds."""
+    bodies = (store.get(entry.key).body for entry in list(store.entries("erasures/")))
+    return max((int(orjson.loads(body).get("commit", 0)) for body in bodies), default=0)
+
+
 def _from_checkpoint(store: Store, commit: int | None) -> State:
     """The latest checkpoint up to a commit that is whole and of this log; without one, the state before commit 1."""
-    for number, digest, key in _checkpoints(store):
-        if commit is not None and number > commit:
+    checkpoints = _checkpoints(store)
+    erased = _last_erasure(store) if checkpoints else 0
+    for number, digest, key in checkpoints:
+        if number < erased or (commit is not None and number > commit):
             continue
         blob, entry = store.find(key), store.find(log_key(number))
         if blob is None or entry is None or hashlib.sha256(blob.body).hexdigest() != digest:

@@ -45,6 +45,20 @@ def read_rows(store: Store, commit: int) -> pa.Table:
     return pa.concat_tables([ROWS.empty_table(), *parts]).combine_chunks()
 
 
+def live_tables(store: Store, key: str | None = None) -> Iterator[pa.Table]:
+    """The rows that count now (schema ROWS), object by object in the order of `read_rows`, a batch in memory at a time.
+
+    Only those of one object, where `key` names it.
+    """
+    log = commit_log.load(store)
+    last: tuple[int, pa.Table] | None = None
+    for name, live in sorted(log.objects.items(), key=lambda item: (item[1].first, item[0])):
+        if live.accepted and key in {None, name}:
+            if last is None or last[0] != live.last:
+                last = live.last, _read_batch(store, live.last, log.batches[live.last])
+            yield last[1].slice(live.start, live.accepted)
+
+
 def _read_batch(store: Store, commit: int, key: str) -> pa.Table:
     """One batch with the column `commit`, checked against its name."""
     try:

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,7 +23,7 @@ from tasks.intake.batch import Batch, now
 from tasks.intake.commit_log import Commit, State
 from tasks.intake.listing import Found, future_partitions, look, reader, too_many_gone
 from tasks.parsing import Chunk, kind_of, refuse_unread
-from tasks.splits import RULE, SPLIT_KEY, load_split
+from tasks.splits import SPLIT_KEY, as_fields, load_split
 from tasks.storage import ChangedError, Entry, Store, StoreError, UnreadableError
 
 THREADS: Final = 32
@@ -88,9 +88,7 @@ def take_in(
     Raises LogError when the log is damaged, SplitError when the store's split is lost, StoreError when the store fails.
     """
     caps = limits or Limits()
-    taking = _Taking(
-        store, writer, caps, {"reader": reader(caps), "split": {"rule": RULE, **asdict(load_split(store))}}, on_progress
-    )
+    taking = _Taking(store, writer, caps, {"reader": reader(caps), "split": as_fields(load_split(store))}, on_progress)
     while True:
         log = commit_log.load(store)
         commit_log.complete(store, log)
