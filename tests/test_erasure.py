@@ -86,6 +86,12 @@ def records(store: Store, secret: str) -> None:
     sink = io.BytesIO()
     pq.write_table(pa.table({"query": [secret, "kept"], "mrr": [0.1, 0.2], "side": ["candidate"] * 2}), sink)
     store.put(f"{run}/per_query.parquet", sink.getvalue())
+    judge = [
+        {"query": secret, "document": "kept"},
+        {"query": "kept", "document": secret},
+        {"query": "x", "document": "y"},
+    ]
+    store.put(f"{run}/to_judge.jsonl", b"".join(orjson.dumps(line) + b"\n" for line in judge))
     store.put("watch/7c0e39691b7a3088/000000000001.json", orjson.dumps({"worst": [secret], "queries": 50}))
     with tempfile.TemporaryDirectory() as folder:
         cache = VectorCache(Path(folder), store)
@@ -168,6 +174,12 @@ def test_records_stay_whole_but_for_the_text() -> None:
     assert (lost["query"], lost["returned_after"], scores["counts"]) == ("(erased)", ["(erased)"], {"test": 1})
     assert lost["returned_before"][1] == "kept"
     assert pq.read_table(pa.BufferReader(store.get(f"{run}/per_query.parquet").body))["query"].to_pylist() == ["kept"]
+    judged = [orjson.loads(line) for line in store.get(f"{run}/to_judge.jsonl").body.splitlines()]
+    assert judged == [
+        {"query": "(erased)", "document": "kept"},
+        {"query": "kept", "document": "(erased)"},
+        {"query": "x", "document": "y"},
+    ]
     assert b"<p>kept</p>" in store.get(f"{run}/report.html").body
     assert store.get("pairs/c.csv").body == b'query,document\nc?,"kept\nin two lines"\nd?,"x ""y"" z"\n'
     assert orjson.loads(store.get("pairs/negative.jsonl").body)["negatives"] == ["other negative"]

@@ -238,18 +238,22 @@ def record_without(key: str, body: bytes, wanted: Wanted) -> bytes | None:
         table = pq.read_table(pa.BufferReader(body))
         kept = [not wanted.equals(row.get("query") or "") for row in _python_rows(table)]
         return None if all(kept) else _as_parquet(table.filter(pa.array(kept, pa.bool_())))
-    if ending in {"html", "svg", "md", "txt", "jsonl"}:
+    if ending == "jsonl":
+        lines = [_record(line, wanted, 0) or line for line in body.splitlines()]
+        done = b"".join(line + b"\n" for line in lines)
+        return None if lines == body.splitlines() else done
+    if ending in {"html", "svg", "md", "txt"}:
         return _page(body, wanted)
     return None
 
 
-def _record(body: bytes, wanted: Wanted) -> bytes | None:
+def _record(body: bytes, wanted: Wanted, option: int = orjson.OPT_INDENT_2) -> bytes | None:
     try:
         value = orjson.loads(body)
     except orjson.JSONDecodeError:
         return _page(body, wanted)
     done = _blanked(value, wanted)
-    return None if done == value else orjson.dumps(done, option=orjson.OPT_INDENT_2)
+    return None if done == value else orjson.dumps(done, option=option)
 
 
 def _blanked(value: Any, wanted: Wanted, name: str = "") -> Any:
