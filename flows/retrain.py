@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from pydantic import JsonValue
 
-from flows.context import ThisRun, store_url, this_run
+from flows.context import ThisRun, store_url, this_run, work_folder
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
@@ -43,6 +43,11 @@ class Night:
         """Add to what the outcome says; counts are added to those known already."""
         merged = {**self._outcome.counts, **(counts or {})}
         self._outcome = self._outcome.model_copy(update={**facts, "counts": merged})
+
+    @property
+    def reasons(self) -> list[str]:
+        """What the outcome says so far of a verdict; empty before there is one."""
+        return self._outcome.reasons
 
     @property
     def reason(self) -> str:
@@ -86,13 +91,35 @@ def retrain(
     night = Night(store_url(store), this_run(), reason)
     settings = Settings(training, gate, checks, limits)
     try:
-        return _until_verdict(night, settings, fine_tune_deployment, force=force)
+        outcome = _until_verdict(night, settings, fine_tune_deployment, force=force)
     except Exception as error:
-        get_run_logger().exception("the run broke off; production is as it was")
+        get_run_logger().exception("the run broke off")
         # when the store is what failed, this fails too; then Prefect's own state is what tells people
+        concluded = None
         with suppress(Exception):
-            night.end("failed", [f"{type(error).__name__}: {error}"])
-        raise
+            concluded = _break_off(night, f"{type(error).__name__}: {error}")
+            _retire(night)
+        if concluded is None or concluded.verdict != "promoted":
+            raise
+        return concluded
+    _retire(night)
+    return outcome
+
+
+def _retire(night: Night) -> None:
+    """Delete what nothing needs any more. The night is over, whatever becomes of this."""
+    with suppress(Exception):
+        steps.retire(night.store, str(work_folder()))
+
+
+def _break_off(night: Night, why: str) -> Outcome:
+    """End a run that broke off. Where it had promoted by then, that stays, and only the conclusion is repeated."""
+    serves, promoted = steps.stands(night.store, night.run.run_id)
+    night.learn(production_after=serves)
+    if promoted is None:
+        return night.end("failed", [why])
+    reasons = night.reasons or [promoted]
+    return night.end("promoted", [*reasons, f"The run broke off after the promotion, and went on: {why}"])
 
 
 def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, force: bool) -> Outcome:

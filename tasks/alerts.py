@@ -1,16 +1,20 @@
 """Outcomes and changes of production as Prefect events, with their texts; automations send them on.
 
 The id of every event is derived from what it reports, so a step that is retried, or a run that is repeated,
-emits the same event again instead of a second one: the server acts on an id once.
+emits the same event again instead of a second one: the server acts on an id once. An event counts as emitted when the
+server has taken it; what is marked as told is marked after that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
-from prefect.events import emit_event
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.events import Event
 from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
@@ -18,6 +22,13 @@ from tasks.config import Outcome
 from tasks.report import Evidence
 from tasks.report.messages import message
 from tasks.watch.messages import News
+
+_AGAIN: Final = (2.0, 5.0, 10.0, 20.0, 40.0)
+"""Seconds between attempts: a Prefect server that restarts is back by then."""
+
+
+class DeliveryError(Exception):
+    """An event could not be handed to the Prefect server."""
 
 
 def announce_outcome(
@@ -48,7 +59,10 @@ def announce_outcome(
 
 
 def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:
-    """Emit `ratchet.production.changed` with the new pointer: version, fingerprint, previous, who and why."""
+    """Emit `ratchet.production.changed` with the new pointer: version, fingerprint, previous, who and why.
+
+    Each of these functions raises DeliveryError when the server does not take the event.
+    """
     _emit("ratchet.production.changed", store_url, str(pointer["promotion"]), dict(pointer))
 
 
@@ -64,9 +78,37 @@ def run_url() -> str | None:
 
 
 def _emit(name: str, store_url: str, identity: str, payload: dict[str, Any]) -> None:
-    emit_event(
-        event=name,
-        resource={"prefect.resource.id": f"ratchet.store.{store_url}", "prefect.resource.name": store_url},
-        payload=payload,
-        id=uuid5(NAMESPACE_URL, f"{store_url}#{name}#{identity}"),
+    """Hand an event to the server. Raises DeliveryError when it does not take it."""
+    event = Event.model_validate(
+        {
+            "event": name,
+            "resource": {"prefect.resource.id": f"ratchet.store.{store_url}", "prefect.resource.name": store_url},
+            "related": _related(),
+            "payload": payload,
+            "id": uuid5(NAMESPACE_URL, f"{store_url}#{name}#{identity}"),
+        }
     )
+    _deliver(event)
+
+
+def _related() -> list[dict[str, str]]:
+    """The running flow, so that the event is shown with it."""
+    if not flow_run.id:
+        return []
+    of_run = {"prefect.resource.id": f"prefect.flow-run.{flow_run.id}", "prefect.resource.role": "flow-run"}
+    return [{**of_run, "prefect.resource.name": flow_run.name or ""}]
+
+
+def _deliver(event: Event, *, waits: Sequence[float] = _AGAIN) -> None:
+    """Post an event until the server has taken it, or patience ends."""
+    for wait in (*waits, None):
+        try:
+            with get_client(sync_client=True) as client:
+                client.request("POST", "/events", json=[event.model_dump(mode="json")])
+        except httpx.HTTPError as error:
+            refused = isinstance(error, httpx.HTTPStatusError) and error.response.status_code < 500
+            if wait is None or refused:
+                raise DeliveryError(f"the Prefect server did not take the event {event.event}: {error}") from error
+            time.sleep(wait)
+        else:
+            return

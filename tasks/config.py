@@ -335,7 +335,7 @@ class Limits(Parameters):
 class Model(BaseModel):
     """One side of the comparison: a version (null: the base model) and its scores by metric name."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     version: str | None = None
     scores: dict[str, float] = Field(default_factory=dict)
@@ -344,7 +344,7 @@ class Model(BaseModel):
 class Delta(BaseModel):
     """Candidate minus production on one metric, with its bootstrap interval."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     value: float
     low: float
@@ -355,7 +355,7 @@ class Delta(BaseModel):
 class Outcome(BaseModel):
     """What one run came to; also `runs/<run_id>/outcome.json`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="ignore")
 
     run_id: str
     verdict: Verdict

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -42,10 +43,13 @@ if TYPE_CHECKING:
     from data_checks.findings import ChecksResult
     from tasks.dataset import Dataset
     from tasks.encoding import CachedEncoder, ModelEncoder, Progress
-    from tasks.registry import Change
+    from tasks.registry import Announce, Change
     from tasks.report.charts import Chart
     from tasks.scoring import Exposure
     from tasks.scoring.movers import Moved as MovedRow
+
+_GIVEN_UP: Final = timedelta(days=7)
+"""A run may wait for a GPU for a day, and be tried again by hand after a weekend."""
 
 _PUBLISHING: Final = 600.0
 """Seconds within which the node that leads a training has saved and published what came of it."""
@@ -71,18 +75,20 @@ class Judged:
     cost: Mapping[str, float] = field(default_factory=dict)
 
 
-def begin(store: Store, run_id: str, settings: Settings | None = None) -> Begun:
+def begin(store: Store, run_id: str, settings: Settings | None = None, announce: Announce | None = None) -> Begun:
     """Complete an interrupted promotion, and note what serves and which commit the last night concluded on.
 
-    `settings` are kept for the run's report.
+    `settings` are kept for the run's report; `announce` is told of a promotion whose process died before it did so.
     """
-    from tasks.registry import settle
+    from tasks.registry import settle, silently
 
     run = Run(store, run_id)
     if settings is not None:
         run.once(runs.SETTINGS, lambda: settings)
 
-    production = settle(store)  # at every attempt: also at one after a crash between pointer and ledger
+    production = settle(
+        store, announce or silently
+    )  # at every attempt: also at one after a crash between pointer and ledger
 
     def begun() -> Begun:
         last = runs.last_concluded(store, before=run_id)
@@ -291,7 +297,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     scored, trained = run.read(runs.SCORED), run.read(runs.CANDIDATE)
     table = store.get(run.key(runs.PER_QUERY)).body
     candidate, production = (scoring.read_side(table, side, scored.sides[side].fingerprint) for side in _JUDGED)
-    decision = decide(candidate, production, gate, vetoes=scored.serving)
+    decision = decide(candidate, production, gate, vetoes=[*scored.serving, *_held(store, trained.version)])
     run.put(runs.DECISION, to_json(decision, indent=2))
     guidance = guide(
         checked.counts["distinct_pairs"],
@@ -314,24 +320,64 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     )
 
 
+def _held(store: Store, version: str) -> list[str]:
+    """Why a candidate may not serve although it may be better: a person rolled it back."""
+    from tasks import registry
+
+    found = registry.find_held(store, version, registry.read_manifest(store, version).weights)
+    return [f"The candidate is not promoted: {found}."] if found else []
+
+
 def promote(
-    store: Store, run_id: str, candidate: Model, etag: str | None, *, who: str, reason: str
+    store: Store,
+    run_id: str,
+    candidate: Model,
+    etag: str | None,
+    *,
+    who: str,
+    reason: str,
+    announce: Announce | None = None,
 ) -> tuple[Change | None, str]:
     """Let the candidate serve in the place of exactly what it was compared with.
 
     Returns the change of production and why it may be trusted to be the only one; or None and why there was none.
     """
-    from tasks.registry import ProductionChangedError, RefusedError
+    from tasks.registry import ProductionChangedError, RefusedError, silently
     from tasks.registry import promote as move
 
     version = str(candidate.version)
+    words = {"run_id": run_id, "who": who, "reason": reason}
     try:
-        change = move(store, version, etag, run_id=run_id, who=who, reason=reason, scores=candidate.scores)
+        change = move(store, version, etag, scores=candidate.scores, announce=announce or silently, **words)
     except (ProductionChangedError, RefusedError) as error:
         why = f"The candidate was better, but was not promoted: {error}."
         _hold(Run(store, run_id), why)
         return None, why
-    return change, f"Version {version} serves since {change.at:%Y-%m-%d %H:%M} UTC, as change {change.promotion}."
+    return change, _promoted(change)
+
+
+def _promoted(change: Change) -> str:
+    return f"Version {change.version} serves since {change.at:%Y-%m-%d %H:%M} UTC, as change {change.promotion}."
+
+
+def leaving(store: Store) -> int | None:
+    """The number of the change that is in force now; None where nothing was ever promoted."""
+    from tasks.registry import read_production
+
+    production = read_production(store)
+    return production.promotion if production else None
+
+
+def stands(store: Store, run_id: str) -> tuple[str | None, str | None]:
+    """What serves now, and, where this run has promoted it or what served before it, the sentence that says so.
+
+    For a run that broke off: what it says of production follows from production.
+    """
+    from tasks import registry
+
+    changes = registry.history(store)
+    made = [change for change in changes if (change.run_id, change.action) == (run_id, "promotion")]
+    return (changes[-1].version if changes else None), (_promoted(made[-1]) if made else None)
 
 
 def _hold(run: Run, why: str) -> None:
@@ -346,8 +392,8 @@ def _hold(run: Run, why: str) -> None:
 def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]:
     """Write the report and the outcome; returns the outcome as written, the report as Markdown, and its charts.
 
-    After a verdict the training's checkpoints are of no more use, nor are those of runs before it that were cancelled,
-    killed or failed: the data they had is part of this one. After a failure the next attempt needs them.
+    After a verdict the training's checkpoints are of no more use; after a failure the next attempt needs them. Those
+    of other runs are not looked at here: a run without a verdict may be under way (see `retire`).
     """
     run = Run(store, outcome.run_id)
     outcome = outcome.model_copy(update={"report": store.uri(run.key(runs.REPORT))})
@@ -355,9 +401,74 @@ def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]
     run.put(runs.REPORT, report.html(outcome, gathered).encode())
     run.put_outcome(outcome)
     if outcome.verdict != "failed":
-        for over in (run, *runs.interrupted(store, before=outcome.run_id)):
-            store.delete([entry.key for entry in store.entries(over.key(runs.CHECKPOINTS))])
+        store.delete([entry.key for entry in store.entries(run.key(runs.CHECKPOINTS))])
     return outcome, report.markdown(outcome, gathered), report.charts_of(outcome, gathered)
+
+
+@dataclass(frozen=True)
+class Retired:
+    """What `retire` has deleted, or would delete."""
+
+    versions: Sequence[str]
+    checkpoints: Sequence[str]
+    """Runs whose checkpoints are left over."""
+
+
+def retire(
+    store: Store, *, keep: int | None = None, ledger_entries: int | None = None, dry_run: bool = False
+) -> Retired:
+    """Delete the versions that nothing needs, and the checkpoints of runs that nobody goes on with.
+
+    Kept is what serves, what the ledger's last entries name, what a run without a verdict uses, and the last `keep`
+    candidates. A run without a verdict counts as given up when nothing was written in its folder for a week.
+    """
+    from tasks import registry
+
+    now = registry.store_time(store)
+    left = [run for run in runs.unfinished(store) if _idle(run, now)]
+    found = {run.run_id: [entry.key for entry in store.entries(run.key(runs.CHECKPOINTS))] for run in left}
+    leftover = {run_id: keys for run_id, keys in found.items() if keys}
+    if not dry_run:
+        for keys in leftover.values():
+            store.delete(keys)
+    versions = registry.retire(
+        store,
+        keep=keep or registry.KEEP,
+        ledger_entries=ledger_entries or registry.LEDGER_ENTRIES,
+        in_use=lambda: versions_in_use(store),
+        dry_run=dry_run,
+    )
+    return Retired(versions, sorted(leftover))
+
+
+def tidy(store: Store, work: Path) -> list[str]:
+    """Delete what was pulled to this machine and neither serves, nor served before, nor is used by a run."""
+    from tasks import registry
+
+    production = registry.read_production(store)
+    serves = {production.version, production.previous} if production else set()
+    kept = {version for version in serves if version} | versions_in_use(store)
+    return registry.tidy(work / "models", kept, now=time.time())
+
+
+def versions_in_use(store: Store) -> set[str]:
+    """Versions that runs without a verdict have made, compare with, or started from."""
+    from tasks import registry
+
+    now = registry.store_time(store)
+    found: set[str | None] = set()
+    for run in runs.unfinished(store):
+        if not _idle(run, now):
+            begun, candidate, started = run.find(runs.BEGUN), run.find(runs.CANDIDATE), run.find(runs.STARTED)
+            found |= {begun.version if begun else None, candidate.version if candidate else None}
+            found |= {started.production, started.plan.start} if started else set()
+    return {version for version in found if version}
+
+
+def _idle(run: Run, now: datetime) -> bool:
+    """Whether nothing was written in a run's folder for a week, by the store's clock."""
+    written = max((entry.modified for entry in run.store.entries(run.key(""))), default=now)
+    return now - written > _GIVEN_UP
 
 
 # --- what several steps need ---------------------------------------------------------------------------------

@@ -28,6 +28,13 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Asked:
+    """`rollback.json`: the number of the change that was in force when a rollback was asked for."""
+
+    leaving: int | None
+
+
+@dataclass(frozen=True)
 class Begun:
     """`begin.json`: what served when the run began, and where the last concluded run ended.
 

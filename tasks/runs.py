@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from itertools import takewhile
-from typing import Final, Generic, TypeVar
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Final, Generic, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.config import Outcome
-from tasks.records import Begun, Candidate, Checked, Scored, Settings, Started, Taken
+from tasks.config import Outcome, Verdict
+from tasks.records import Asked, Begun, Candidate, Checked, Scored, Settings, Started, Taken
 from tasks.storage import Store, StoreError
 
 T = TypeVar("T")
 
 _RUNS: Final = "runs/"
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
+_LOOKED_AT: Final = 3
+"""Concluded runs among which the last one is sought."""
+
+_LATEST: Final = 60
+"""Runs among which one may still be under way."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,7 @@ STARTED: Final = File("start.json", Started)
 CANDIDATE: Final = File("train.json", Candidate)
 SCORED: Final = File("scores.json", Scored)
 OUTCOME: Final = File("outcome.json", Outcome)
+ROLLBACK: Final = File("rollback.json", Asked)
 
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
@@ -47,7 +54,7 @@ REPORT: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
-    *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME)),
+    *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
     DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""
@@ -91,8 +98,15 @@ class Run:
 
     @property
     def outcome(self) -> Outcome | None:
-        """What the run came to, or None while it has no outcome; StoreError when what is there is not one."""
-        return self.find(OUTCOME)
+        """What the run came to, or None while it has no outcome; StoreError when what is there is not one.
+
+        Also None for a verdict that only a newer version knows: going back a version must not stop the nights.
+        """
+        key = self.key(OUTCOME.name)
+        blob = self.store.find(key)
+        if blob is None or _is_of_newer_version(blob.body):
+            return None
+        return _parse(self.store, key, blob.body, Outcome)
 
 
 def run_id(scheduled: datetime, identity: str) -> str:
@@ -140,18 +154,42 @@ def backwards(store: Store, *, before: str | None = None) -> Iterator[Run]:
 
 
 def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None:
-    """The latest run that came to a verdict other than `failed`, or None on the first night."""
-    outcomes = (run.outcome for run in backwards(store, before=before))
-    return next((outcome for outcome in outcomes if outcome is not None and _concluded(outcome)), None)
+    """The run that came to a verdict other than `failed` on the latest commit, or None on the first night.
+
+    The clock that named a run may have been wrong, the commits are counted; so of the latest few the one with the
+    highest commit is it, and among equals the latest that is not named after the future.
+    """
+    tomorrow = run_id(datetime.now(UTC) + timedelta(days=1), "")
+    found: list[Outcome] = []
+    plausible = 0
+    for run in backwards(store, before=before):
+        outcome = run.outcome
+        if outcome is not None and concluded(outcome):
+            found.append(outcome)
+            plausible += run.run_id < tomorrow
+        if plausible == _LOOKED_AT:
+            break
+    return max(found, key=lambda one: (one.commit, one.run_id < tomorrow, one.run_id), default=None)
 
 
-def interrupted(store: Store, *, before: str) -> list[Run]:
-    """Runs that came to no verdict, newest first: those between the run `before` and the last that concluded."""
-    return list(takewhile(lambda run: not _concluded(run.outcome), backwards(store, before=before)))
+def unfinished(store: Store) -> list[Run]:
+    """Of the latest runs those that came to no verdict: under way, killed, or failed and perhaps tried again."""
+    latest = islice(backwards(store), _LATEST)
+    return [run for run in latest if not concluded(run.outcome)]
 
 
-def _concluded(outcome: Outcome | None) -> bool:
+def concluded(outcome: Outcome | None) -> bool:
+    """Whether a run came to a verdict; a failed one may be tried again."""
     return outcome is not None and outcome.verdict != "failed"
+
+
+def _is_of_newer_version(body: bytes) -> bool:
+    """Whether an outcome is whole but for its verdict, a word that this version does not know."""
+    try:
+        verdict = json.loads(body)["verdict"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    return isinstance(verdict, str) and verdict not in get_args(Verdict)
 
 
 def _parse(store: Store, key: str, body: bytes, kind: type[T]) -> T:

@@ -33,11 +33,13 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from tqdm import tqdm
 
-from tasks import alerts, night
+from tasks import alerts, night, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
-from tasks.records import Begun, Candidate, Checked, Scored, Settings, Taken
+from tasks.records import Asked, Begun, Candidate, Checked, Scored, Settings, Taken
+from tasks.registry import Change, RegistryError
 from tasks.report import evidence
+from tasks.runs import Run
 from tasks.storage import Store, StoreError
 from tasks.watch import fresh
 from tasks.watch.messages import news
@@ -45,7 +47,7 @@ from tasks.watch.messages import news
 
 def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
     """Whether a step failed because of the store, or hung on it: the failures that another attempt can mend."""
-    return isinstance(state.result(raise_on_failure=False), StoreError | TimeoutError)
+    return isinstance(state.result(raise_on_failure=False), StoreError | TimeoutError | alerts.DeliveryError)
 
 
 _LONG: Final[dict[str, Any]] = {
@@ -130,7 +132,8 @@ class Progress(AbstractContextManager["Progress"]):
 @task(name="begin", **_SHORT)
 def begin(store: str, run_id: str, settings: Settings) -> Begun:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
-    return night.begin(Store.open(store), run_id, settings)
+    opened = Store.open(store)
+    return night.begin(opened, run_id, settings, partial(_announce, opened))
 
 
 @task(name="take in", **_LONG)
@@ -198,10 +201,35 @@ def promote(
 ) -> tuple[str | None, str]:
     """Let the candidate serve, if production is still what it was compared with; the version, and why."""
     opened = Store.open(store)
-    change, why = night.promote(opened, run_id, candidate, etag, who=who, reason=reason)
-    if change is not None:
-        alerts.announce_production(opened.url, change.model_dump(mode="json"))
+    change, why = night.promote(
+        opened, run_id, candidate, etag, who=who, reason=reason, announce=partial(_announce, opened)
+    )
     return (change.version if change else None), why
+
+
+def _announce(store: Store, change: Change) -> None:
+    """Tell the outside of a change of production, before the ledger says so."""
+    alerts.announce_production(store.url, change.model_dump(mode="json"))
+
+
+@task(name="stands", **_SHORT)
+def stands(store: str, run_id: str) -> tuple[str | None, str | None]:
+    """What serves now, and the sentence that says that this run promoted, if it did."""
+    return night.stands(Store.open(store), run_id)
+
+
+@task(name="retire", **_SHORT)
+def retire(store: str, work: str) -> None:
+    """Delete versions and checkpoints that nothing needs. What goes wrong is logged: the night is over."""
+    try:
+        opened = Store.open(store)
+        gone, local = night.retire(opened), night.tidy(opened, Path(work))
+    except (StoreError, RegistryError, OSError):
+        get_run_logger().exception("nothing more was retired; `ratchet retire --dry-run` says what would be")
+        return
+    for what, names in (("versions", gone.versions), ("checkpoints of", gone.checkpoints), ("pulled versions", local)):
+        if names:
+            get_run_logger().info("deleted %s %s", what, ", ".join(names))
 
 
 @task(name="conclude", **_SHORT)
@@ -215,7 +243,11 @@ def conclude(store: str, outcome: Outcome) -> Outcome:
     summary = f"{outcome.verdict}: {outcome.run_id}"
     _show(lambda: create_markdown_artifact(page, key="report", description=summary))
     _show(lambda: _tag(outcome.verdict))
-    alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
+    try:
+        alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
+    except alerts.DeliveryError:
+        # the verdict is in the store; that nobody could be told must not turn it into a failure
+        get_run_logger().exception("the outcome was not announced")
     get_run_logger().info("%s: %s", outcome.verdict, " ".join(outcome.reasons))
     return outcome
 
@@ -245,10 +277,17 @@ def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reas
     from tasks import registry
 
     opened = Store.open(store)
-    change = registry.rollback(opened, to_version, run_id=run_id, who=who, reason=reason)
-    pointer: dict[str, object] = change.model_dump(mode="json")
-    alerts.announce_production(opened.url, pointer)
-    return pointer
+    asked = Run(opened, run_id).once(runs.ROLLBACK, lambda: Asked(night.leaving(opened)))
+    change = registry.rollback(
+        opened,
+        to_version,
+        run_id=run_id,
+        who=who,
+        reason=reason,
+        leaving=asked.leaving,
+        announce=partial(_announce, opened),
+    )
+    return change.model_dump(mode="json")
 
 
 @task(name="take in labels", **_LONG)
@@ -273,5 +312,5 @@ def tell(store: str, seen: fresh.Seen) -> None:
         mark = f"watch/told/{one.identity}.json"
         if opened.find(mark) is None:
             alerts.announce_news(opened.url, one, alerts.run_url())
-            # after the event: a crash in between tells it again under the same id, rather than never
+            # after the server has the event: a crash in between tells it again under the same id, rather than never
             opened.put_if_absent(mark, b"{}")

@@ -20,7 +20,7 @@ from tasks.storage import Store
 COMMANDS = {
     *("demo", "tour", "try", "convert", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
-    *("history", "pull", "rollback", "release"),
+    *("history", "pull", "rollback", "release", "retire"),
     *("quarantine", "doctor", "alerts"),
 }
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
 from tasks.config import Outcome, Verdict
 from tasks.records import Taken
-from tasks.runs import OUTCOME, TAKEN, Run, interrupted, last_concluded, run_id
+from tasks.runs import OUTCOME, TAKEN, Run, last_concluded, run_id, unfinished
 from tasks.storage import Store, StoreError
 
 
@@ -58,8 +59,37 @@ def test_last_concluded_passes_over_failed_unfinished_and_later_runs(store: Stor
     found = last_concluded(store, before=ids[4])
     assert found is not None
     assert (found.run_id, found.commit) == (ids[1], 7)
-    assert [run.run_id for run in interrupted(store, before=ids[4])] == [ids[3], ids[2]]
-    assert interrupted(store, before=ids[1]) == []
+    assert [run.run_id for run in unfinished(store)] == [ids[3], ids[2]]
+
+
+@pytest.mark.parametrize("year", ["2028", "2026"], ids=["still in the future", "overtaken by now"])
+def test_a_run_that_a_fast_clock_named_hides_no_night(store: Store, year: str) -> None:
+    """It concluded on commit 5; nights after it on commits 6 and 7, under names that sort before it."""
+    fast = f"{year}1231T000000Z-00000000"
+    Run(store, fast).put_outcome(_outcome(fast, "held", 5))
+    for day, commit in ((23, 6), (24, 7)):
+        name = f"202611{day}T033000Z-00000000"
+        Run(store, name).put_outcome(_outcome(name, "held", commit))
+    for before in (None, "29990101T000000Z-00000000"):
+        found = last_concluded(store, before=before)
+        assert found is not None
+        assert found.commit == 7
+
+
+def test_an_outcome_of_a_newer_version_does_not_stop_the_nights(store: Store) -> None:
+    """Fields that this version does not know are ignored, and so is a run whose verdict it does not know."""
+    older, newer, newest = (f"2026112{day}T033000Z-00000000" for day in (3, 4, 5))
+    Run(store, older).put_outcome(_outcome(older, "held", 7))
+    record = {**_outcome(newer, "held", 8).model_dump(mode="json"), "moon": "full", "index": "stays"}
+    record |= {"candidate": {"version": None, "scores": {}, "licence": "MIT"}}
+    record |= {"deltas": {"mrr": {"value": 0.1, "low": 0.0, "high": 0.2, "confidence": 0.99, "method": "new"}}}
+    store.put(f"runs/{newer}/outcome.json", json.dumps(record).encode())
+    found = last_concluded(store)
+    assert found is not None
+    assert (found.run_id, found.commit) == (newer, 8)
+    store.put(f"runs/{newest}/outcome.json", json.dumps({**record, "verdict": "postponed", "commit": 9}).encode())
+    assert Run(store, newest).outcome is None
+    assert last_concluded(store) == found
 
 
 def test_a_corrupt_outcome_is_an_error_not_a_missing_one(store: Store) -> None:

@@ -49,6 +49,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "pull": versions.pull,
         "rollback": versions.rollback,
         "release": versions.release,
+        "retire": versions.retire,
     },
     "Workers": {"join": joining.join, "drain": workers.drain, "resume": workers.resume},
     "Look": {

@@ -103,3 +103,32 @@ def release(
     for one in registry.release(connect(state, store), version, who=getpass.getuser(), reason=reason):
         by = f"change {one.rollback.promotion}, by {one.rollback.who}: {one.rollback.reason}"
         console.print(f"version {version} is no longer held (it was rolled back by {escape(by)})")
+
+
+def retire(
+    keep: Annotated[
+        int | None, typer.Option(min=1, help="How many of the latest candidates to keep. Default: 10.")
+    ] = None,
+    ledger_entries: Annotated[
+        int | None, typer.Option("--changes", min=1, help="Changes of production whose versions are kept. Default: 10.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Delete versions and checkpoints that nothing needs; every night does so at its end."""
+    from tasks import night
+
+    gone = night.retire(connect(state, store), keep=keep, ledger_entries=ledger_entries, dry_run=dry_run)
+    for version in gone.versions:
+        console.print(f"version {version}")
+    for run in gone.checkpoints:
+        console.print(f"checkpoints of run {run}")
+    count = len(gone.versions) + len(gone.checkpoints)
+    console.print(
+        "nothing is to be deleted"
+        if not count
+        else f"{count} would be deleted: this was a dry run"
+        if dry_run
+        else f"{count} deleted"
+    )

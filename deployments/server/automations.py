@@ -79,7 +79,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
                 "within": _SAME,
             },
             f"Ratchet: run {_RUN} {{{{ {_STATE}.name | lower }}}}",
-            f"Run {_RUN} ended {{{{ {_STATE}.name }}}}. Production is as it was before.\n"
+            f"Run {_RUN} ended {{{{ {_STATE}.name }}}}. A run that breaks off before its promotion changes nothing.\n"
             f"{{{{ ({_STATE}.message | default('No message.')){_PLAIN} | truncate(600) }}}}\n{_LINK}\n"
             "The next run goes on where this one stopped; to start it now, press Run on retrain/nightly.",
         ),

@@ -16,6 +16,7 @@ from tasks.registry.ledger import (
     served_on,
     serving_since,
     settle,
+    silently,
 )
 from tasks.registry.production import (
     BASE,
@@ -25,11 +26,13 @@ from tasks.registry.production import (
     pull_production,
     rollback,
 )
-from tasks.registry.retention import retire, tidy
+from tasks.registry.retention import KEEP, LEDGER_ENTRIES, retire, tidy
 from tasks.registry.versions import Description, RegistryError, VersionError, hold, publish, pull, read_manifest, verify
 
 __all__ = [
     "BASE",
+    "KEEP",
+    "LEDGER_ENTRIES",
     "POINTER",
     "Announce",
     "Change",
@@ -60,6 +63,7 @@ __all__ = [
     "served_on",
     "serving_since",
     "settle",
+    "silently",
     "store_time",
     "tidy",
     "verify",

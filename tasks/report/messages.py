@@ -121,11 +121,21 @@ def _finish(title: str, text: _Text, outcome: Outcome, run_url: str | None) -> M
     lines = list(text.lines)
     if text.full:
         lines.append("(More in the report.)")
-    lines.append(f"Production is {outcome.production_after or 'the base model'}, as before.")
+    lines.append(production_line(outcome))
     lines.append(f"Run: {run_url}" if run_url else f"Run: {outcome.run_id}")
     if outcome.report:
         lines.append(f"Report: {outcome.report}")
     return Message(title, "\n".join(lines)[:LONGEST])
+
+
+def production_line(outcome: Outcome) -> str:
+    """What serves after a run, beside what served before it."""
+    compared = outcome.production.version if outcome.production else None
+    before = outcome.production_before or compared or "the base model"
+    after = outcome.production_after or "the base model"
+    if before == after:
+        return f"Production is {after}, as before."
+    return f"Production is {after} now; when the run began it was {before}."
 
 
 def _compared(label: str, before: float | None, after: float | None, delta: Delta | None) -> str:

@@ -39,6 +39,14 @@ HEADLINES: Final = {
 }
 
 
+def _headline(outcome: Outcome) -> str:
+    """The verdict in one sentence. That production stays is said only where it did."""
+    text = HEADLINES[outcome.verdict]
+    if outcome.verdict == "promoted" or outcome.production_before == outcome.production_after:
+        return text
+    return text.replace("production stays", "production changed while it ran")
+
+
 @dataclass(frozen=True)
 class ScoreRow:
     """One metric of both sides, as text."""
@@ -190,7 +198,7 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "outcome": outcome,
         "reasons": outcome.reasons[:_REASONS],
         "more_reasons": max(0, len(outcome.reasons) - _REASONS),
-        "headline": HEADLINES[outcome.verdict],
+        "headline": _headline(outcome),
         "scores": score_rows(outcome),
         "dimensions": dimension_rows(material),
         "training": training_rows(material),
