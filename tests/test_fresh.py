@@ -6,13 +6,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
+from sentence_transformers import SentenceTransformer
 
 from tasks import intake, registry
-from tasks.config import Outcome, Watch
+from tasks.config import Delta, Outcome, Watch
 from tasks.runs import Run
 from tasks.scoring import serving
 from tasks.storage import Store
 from tasks.watch import fresh
+from tasks.watch.messages import news
 from tests import tiny_models
 
 RULE = Watch(min_queries=10)
@@ -37,13 +40,15 @@ def _pairs(first: int, count: int) -> bytes:
     return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
 
 
-def _promoted(store: Store, model: Path, scores: dict[str, float]) -> str:
-    """A store after a night on 40 pairs, whose model serves."""
+def _promoted(store: Store, model: Path, scores: dict[str, float], served: Path | None = None) -> str:
+    """A store after a night on 40 pairs, whose model serves; it is the base model unless `served` is another one."""
     store.put("pairs/a.jsonl", _pairs(0, 40))
     run = "20261101T033000Z-00000000"
     commit = intake.take_in(store, writer=run).commit
+    settings = {"training": {"base_model": str(model)}}
+    store.put(f"runs/{run}/parameters.json", json.dumps(settings).encode())
     store.put(f"runs/{run}/intake.json", json.dumps({"commit": commit}).encode())
-    version = registry.publish(store, model, serving.describe(model, ()))
+    version = registry.publish(store, served or model, serving.describe(served or model, ()))
     registry.promote(store, version, None, run_id=run, who="test", reason="test", scores=scores)
     return version
 
@@ -98,7 +103,7 @@ def test_the_corpus_is_that_of_the_promotion_and_the_fresh_documents(
     for place in (1, 2):
         store.put(f"pairs/{place}.jsonl", _pairs(100 * place, 12))
         _look(store, tmp_path)
-    assert asked == [(12, 52), (12, 52)]
+    assert asked == 4 * [(12, 52)], "what serves, and the base model, in each of two windows"
 
 
 def test_drift_needs_two_windows_and_a_window_is_scored_once(store: Store, tmp_path: Path, model: Path) -> None:
@@ -145,3 +150,59 @@ def test_nights_without_a_promotion_are_counted(store: Store, tmp_path: Path) ->
     (still,) = _look(store, tmp_path, Watch(max_nights=4)).standstill
     assert (still.what, still.passed, still.times) == ("nights", 4, 1)
     assert _look(store, tmp_path, Watch(max_nights=5)).standstill == []
+
+
+def test_labels_for_a_few_documents_wait(store: Store, tmp_path: Path, model: Path) -> None:
+    """Twenty queries for four documents say little about the rest; with a fifth they make a window."""
+    _promoted(store, model, GOOD)
+    rows = ({"query": f"what about item {i}", "document": f"manual {i % 4}"} for i in range(20))
+    store.put("pairs/b.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    seen = _look(store, tmp_path)
+    assert seen.windows == []
+    assert "all for 4 documents" in seen.says
+    store.put("pairs/c.jsonl", b'{"query": "and the fifth one", "document": "another manual"}\n')
+    assert [window.queries for window in _look(store, tmp_path).windows] == [21]
+
+
+def test_a_window_shows_the_lift_over_the_base_model(store: Store, tmp_path: Path, model: Path) -> None:
+    """The version is the base model here, so the lift is nothing; the first promotion is compared with base as well."""
+    _promoted(store, model, GOOD)
+    store.put("pairs/b.jsonl", _pairs(100, 12))
+    seen = _look(store, tmp_path)
+    (window,) = seen.windows
+    assert window.base == {name: window.scores[name] for name in ("recall_at_10", "mrr")}
+    assert window.before is not None
+    assert (window.before.version, window.before.sums["mrr"]) == (None, 0.0)
+    assert "+0.000 over the base model" in seen.says
+    assert seen.confirmation is None, "not before 100 queries"
+
+
+def test_a_promotion_that_was_wrong_is_told_once_with_the_command(store: Store, tmp_path: Path, model: Path) -> None:
+    """A model whose vectors are all the same finds nothing: beside the base model that shows on 100 queries."""
+    collapsed = tmp_path / "collapsed"
+    broken = SentenceTransformer(str(model), device="cpu")
+    with torch.no_grad():
+        for weights in broken.parameters():
+            weights.zero_()
+        broken[0].auto_model.encoder.layer[-1].output.LayerNorm.bias.fill_(1.0)
+    broken.save(str(collapsed), create_model_card=False)
+    version = _promoted(store, model, GOOD, served=collapsed)
+    outcome = Outcome(
+        run_id="20261101T033000Z-00000000",
+        verdict="promoted",
+        reasons=[],
+        commit=1,
+        deltas={"mrr": Delta(value=0.022, low=0.01, high=0.03, confidence=0.99)},
+    )
+    Run(store, outcome.run_id).put_outcome(outcome)
+    store.put("pairs/b.jsonl", _pairs(100, 110))
+    seen = _look(store, tmp_path)
+    assert seen.confirmation is not None
+    assert seen.confirmation.wrong
+    assert "(at promotion +2.2)" in seen.says
+    (told,) = (one for one in news(seen) if one.event == "ratchet.production.wrong")
+    assert "ratchet rollback --to base --reason" in told.message.text
+    assert "its night told +2.2" in told.message.text
+    assert told.identity == f"wrong-{version}-2"
+    store.put("pairs/c.jsonl", _pairs(300, 100))
+    assert [one.identity for one in news(_look(store, tmp_path)) if one.event == told.event] == [told.identity]

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.config import DECISIVE, Watch
-from tasks.statistics import bootstrap_means
+from tasks.statistics import bootstrap_means, t_interval, widened
+from tasks.watch.confirmation import Comparison
 
 RESAMPLES: Final = 2_000
 
@@ -31,9 +32,11 @@ class Window(BaseModel):
     last: int = Field(description="Last commit whose labels are in it.")
     queries: int = Field(description="Queries with fresh labels that the model had not seen.")
     scores: dict[str, float] = Field(description="Mean by metric, 0 to 1.")
-    at_most: dict[str, float] = Field(description="Upper bootstrap bound of the decisive means.")
+    at_most: dict[str, float] = Field(description="Upper bound of the decisive means.")
     promoted: dict[str, float] = Field(description="The scores at promotion.")
     below: list[str] = Field(description="Decisive metrics that fell significantly, by more than is tolerated.")
+    base: dict[str, float] = Field({}, description="Decisive means of the base model on the same queries.")
+    before: Comparison | None = Field(None, description="What serves minus the version before it, on the same queries.")
     run_id: str
     at: str
 
@@ -47,16 +50,23 @@ class Measured:
     below: list[str]
 
 
-def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str, float], watch: Watch) -> Measured:
+def measure(
+    per_query: Mapping[str, NDArray[np.float64]],
+    promoted: Mapping[str, float],
+    watch: Watch,
+    clusters: NDArray[np.int64] | None = None,
+) -> Measured:
     """Compare a window's scores with those at promotion.
 
-    The bound is the one-sided percentile bootstrap over queries (Efron and Tibshirani 1993, chapter 13); the scores at
-    promotion are taken as they are: what they were measured on is `max_drop`'s business.
+    The bound is the higher of two one-sided ones, as in the gate: a percentile bootstrap over queries, and a t-interval
+    that counts queries of one cluster together. The scores at promotion are taken as they are: what they were measured
+    on is `max_drop`'s business.
 
     Args:
         per_query: Metric by name, each of shape (n_queries,).
         promoted: Mean by metric at promotion.
         watch: Tolerance, confidence, seed.
+        clusters: Equal numbers for queries that rise and fall together; None: none do.
 
     Raises:
         ValueError: No query, a decisive metric is missing on either side, or a value is not finite.
@@ -69,8 +79,10 @@ def measure(per_query: Mapping[str, NDArray[np.float64]], promoted: Mapping[str,
     if not (np.isfinite(table).all() and all(np.isfinite(promoted[name]) for name in DECISIVE)):
         raise ValueError("a score is not finite")
     means = bootstrap_means(table, RESAMPLES, watch.seed)
-    high = np.quantile(means, watch.confidence, axis=0, method="higher")
-    at_most = {name: float(high[place]) for place, name in enumerate(DECISIVE)}
+    at_most = {
+        name: widened(t_interval(per_query[name], clusters, watch.confidence), means[:, place], watch.confidence).high
+        for place, name in enumerate(DECISIVE)
+    }
     return Measured(
         scores={name: float(np.mean(values)) for name, values in sorted(per_query.items())},
         at_most=at_most,

@@ -7,23 +7,32 @@ counts as new what came since the night before, whichever run took it in.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from tasks import runs
 from tasks.config import DECISIVE, Limits, Watch, metric_label
+from tasks.records import Settings
 from tasks.runs import Run
 from tasks.storage import Store
+from tasks.watch.confirmation import Confirmation, compare, confirm
 from tasks.watch.drift import Standstill, Window, drift_began, measure, standstill
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from tasks.encoding import Progress
+    from tasks.dataset import Dataset, EvaluationSet
+    from tasks.encoding import NumericPath, Progress
     from tasks.registry import Production
+
+MIN_DOCUMENTS: Final = 5
+"""Documents that a window's queries must ask for: labels for one topic say little about the others."""
 
 _TRAINABLE: Final = ("held", "regressed", "blocked", "failed")
 """Verdicts of nights that had something to train on, and did not promote."""
@@ -41,6 +50,10 @@ class Seen(BaseModel):
     """The latest windows of this version, oldest first."""
     drifted_since: int | None = None
     """First commit of the window with which production began to count as drifted."""
+    confirmation: Confirmation | None = None
+    """The last look at its promotion, on labels that neither it nor the version before was trained on."""
+    told: dict[str, float] = {}
+    """The gain that its night told, by decisive metric."""
     standstill: list[Standstill] = []
     change: int = 0
     """Number of the last change of production."""
@@ -68,74 +81,140 @@ def look(store: Store, run_id: str, commit: int, watch: Watch, work: Path, on_pr
     seen = Seen(version=version, says="", standstill=stands, change=production.promotion)
     if version is None:
         return seen.model_copy(update={"says": "The base model serves: there is nothing to watch."})
-    trained = _trained_on(store, version)
-    if trained is None:
+    origin = _origin(store, version)
+    if origin is None:
         return seen.model_copy(
             update={"says": f"It is not known what version {version} was trained on: nothing is scored."}
         )
     windows = _windows(store, version)
-    after = windows[-1].last if windows else trained[1]
-    window, says = _next_window(store, production, trained, after, commit, watch, work, run_id, on_progress)
+    after = windows[-1].last if windows else origin.commit
+    fresh = _Fresh(store, production, origin, after, commit)
+    window, says = fresh.window(watch, work, run_id, on_progress)
     windows += [window] if window else []
     began = drift_began(windows, watch)
+    confirmation = confirm([(window.first, window.before) for window in windows if window.before])
     return seen.model_copy(
         update={
-            "says": says,
+            "says": says + _confirmed(confirmation, origin),
             "windows": windows[-watch.windows :],
             "drifted_since": None if began is None else windows[began].first,
+            "confirmation": confirmation,
+            "told": origin.told,
         }
     )
 
 
-def _next_window(
-    store: Store,
-    production: Production,
-    trained: tuple[str, int],
-    after: int,
-    upto: int,
-    watch: Watch,
-    work: Path,
-    run_id: str,
-    on_progress: Progress | None,
-) -> tuple[Window | None, str]:
-    """The window of the commits after `after`, up to `upto`, and what there is to say; None: too few queries."""
-    from tasks import intake
+@dataclass(frozen=True)
+class _Origin:
+    """Where the version that serves comes from: the run that promoted it, and what that run knew.
 
-    few = "{} queries with fresh labels; {} make a window, which counts neither way until then."
-    # one cheap look at the log: most hours end here
-    labels = intake.new_pairs(store, after, upto)
-    if labels < watch.min_queries:
-        return None, few.format(f"At most {labels:,}", f"{watch.min_queries:,}")
+    `before` is the version that served before it; None: the base model. `told` is the gain that the run told.
+    """
 
-    from tasks import dataset, registry, scoring, splits
-    from tasks.encoding import CachedEncoder, ModelEncoder, VectorCache
+    run: Run
+    commit: int
+    before: str | None
+    told: dict[str, float]
 
-    run, commit = trained
-    rows = _unseen(intake.read_rows(store, commit), intake.read_rows(store, upto), after)
-    data = dataset.build(rows, splits.load_split(store))
-    if len(data.test) < watch.min_queries:
-        return None, few.format(f"{len(data.test):,}", f"{watch.min_queries:,}")
-    version = str(production.version)
-    folder = registry.pull(store, version, work / "models" / version)
-    # documents that were encoded at promotion come from the cache, if it is on the same numeric path
-    encoder = CachedEncoder(ModelEncoder.open(folder, _numeric_path(store, run)), VectorCache(work / "vectors", store))
-    side = scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress)
-    measured = measure(side.per_query, production.scores, watch)
-    found = Window(
-        version=version,
-        first=after + 1,
-        last=upto,
-        queries=len(data.test),
-        scores=measured.scores,
-        at_most=measured.at_most,
-        promoted=dict(production.scores),
-        below=measured.below,
-        run_id=run_id,
-        at=runs.now(),
+    @property
+    def base_folder(self) -> Path | None:
+        """The base model that the run's settings name; None where it is not to be had here, as without the hub."""
+        from tasks.encoding import ModelError, resolve_model
+
+        settings = self.run.find(runs.SETTINGS) or Settings()
+        try:
+            return resolve_model(settings.training.base_model)
+        except ModelError:
+            return None
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """The labels of the commits after `after`, up to `upto`, for what serves."""
+
+    store: Store
+    production: Production
+    origin: _Origin
+    after: int
+    upto: int
+
+    def window(self, watch: Watch, work: Path, run_id: str, on_progress: Progress | None) -> tuple[Window | None, str]:
+        """Their window and what there is to say; None: too few queries or documents."""
+        from tasks import dataset, intake, splits
+
+        few = "{} queries with fresh labels; {} make a window, which counts neither way until then."
+        # one cheap look at the log: most hours end here
+        labels = intake.new_pairs(self.store, self.after, self.upto)
+        if labels < watch.min_queries:
+            return None, few.format(f"At most {labels:,}", f"{watch.min_queries:,}")
+        known, rows = (intake.read_rows(self.store, commit) for commit in (self.origin.commit, self.upto))
+        data = dataset.build(_unseen(known, rows, self.after), splits.load_split(self.store))
+        if len(data.test) < watch.min_queries:
+            return None, few.format(f"{len(data.test):,}", f"{watch.min_queries:,}")
+        documents = len(np.unique(_clusters(data.test)))
+        if documents < MIN_DOCUMENTS:
+            return None, (
+                f"{len(data.test):,} queries with fresh labels, all for {documents} documents; a window needs "
+                f"{MIN_DOCUMENTS}, since one document says little about others."
+            )
+        found = self._scored(data, watch, work, run_id, on_progress)
+        key = f"{_folder(found.version)}{found.first:012d}.json"
+        window = runs.once(self.store, key, Window, lambda: found)
+        return window, f"{window.queries:,} queries with fresh labels: {_figures(window)}."
+
+    def _scored(self, data: Dataset, watch: Watch, work: Path, run_id: str, on_progress: Progress | None) -> Window:
+        """Score what serves, the version before it and the base model on the same queries."""
+        from tasks import registry, scoring
+        from tasks.encoding import CachedEncoder, ModelEncoder, VectorCache
+
+        path, cache = _numeric_path(self.origin.run), VectorCache(work / "vectors", self.store)
+
+        def score(folder: Path | None) -> dict[str, NDArray[np.float64]] | None:
+            if folder is None:
+                return None
+            # documents that were encoded at promotion come from the cache, if it is on the same numeric path
+            encoder = CachedEncoder(ModelEncoder.open(folder, path), cache)
+            return scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress).per_query
+
+        def pulled(version: str) -> Path:
+            return registry.pull(self.store, version, work / "models" / version)
+
+        version = str(self.production.version)
+        serving, base = score(pulled(version)) or {}, score(self.origin.base_folder)
+        before = base if self.origin.before is None else score(pulled(self.origin.before))
+        measured = measure(serving, self.production.scores, watch, _clusters(data.test))
+        return Window(
+            version=version,
+            first=self.after + 1,
+            last=self.upto,
+            queries=len(data.test),
+            scores=measured.scores,
+            at_most=measured.at_most,
+            promoted=dict(self.production.scores),
+            below=measured.below,
+            base={name: float(base[name].mean()) for name in DECISIVE} if base else {},
+            before=compare(serving, before, self.origin.before) if before else None,
+            run_id=run_id,
+            at=runs.now(),
+        )
+
+
+def _clusters(test: EvaluationSet) -> NDArray[np.int64]:
+    """The lowest relevant document of each query: queries for one document rise and fall together."""
+    return np.array([np.min(relevant) for relevant in test.relevant], dtype=np.int64)
+
+
+def _confirmed(found: Confirmation | None, origin: _Origin) -> str:
+    """The gain of the promotion, estimated anew, beside what was told."""
+    if found is None:
+        return ""
+    gains = ", ".join(
+        f"{metric_label(name)} {100 * gain:+.1f} points"
+        + (f" (at promotion {100 * origin.told[name]:+.1f})" if name in origin.told else "")
+        for name, gain in found.gains.items()
     )
-    key = f"{_folder(version)}{found.first:012d}.json"
-    window = runs.once(store, key, Window, lambda: found)
-    return window, f"{window.queries:,} queries with fresh labels: {_figures(window)}."
+    before = f"version {found.version}" if found.version else "the base model"
+    return f" Compared with {before} on {found.queries:,} fresh queries: {gains}."
 
 
 def _unseen(known: pa.Table, rows: pa.Table, after: int) -> pa.Table:
@@ -161,21 +240,24 @@ def _unseen(known: pa.Table, rows: pa.Table, after: int) -> pa.Table:
     return pa.concat_tables([documents, questions]).combine_chunks()
 
 
-def _trained_on(store: Store, version: str) -> tuple[str, int] | None:
-    """The run that promoted a version and the commit that it was trained on; None where no run of ours did."""
+def _origin(store: Store, version: str) -> _Origin | None:
+    """Where a version comes from; None where no run of ours promoted it."""
     from tasks import registry
 
     for change in reversed(registry.history(store)):
         if (change.version, change.action) == (version, "promotion"):
-            taken = Run(store, change.run_id).find(runs.TAKEN)
-            return None if taken is None else (change.run_id, taken.commit)
+            run = Run(store, change.run_id)
+            taken, outcome = run.find(runs.TAKEN), run.outcome
+            deltas = outcome.deltas if outcome else {}
+            told: dict[str, float] = {name: deltas[name].value for name in DECISIVE if name in deltas}
+            return None if taken is None else _Origin(run, taken.commit, change.previous, told)
     return None
 
 
-def _numeric_path(store: Store, run: str) -> Any:
+def _numeric_path(run: Run) -> NumericPath:
     from tasks.encoding import BF16, FP32, PLAIN
 
-    scored = Run(store, run).find(runs.SCORED)
+    scored = run.find(runs.SCORED)
     name = scored.numeric_path if scored is not None else ""
     return {path.name: path for path in (PLAIN, FP32, BF16)}.get(name, FP32)
 
@@ -218,6 +300,7 @@ def _figures(window: Window) -> str:
     """The decisive metrics of a window beside those at promotion."""
     return ", ".join(
         f"{metric_label(name)} {window.scores[name]:.3f} (at promotion {window.promoted[name]:.3f}"
-        f"{', significantly lower' if name in window.below else ''})"
+        f"{', significantly lower' if name in window.below else ''}"
+        + (f"; {window.scores[name] - window.base[name]:+.3f} over the base model)" if name in window.base else ")")
         for name in DECISIVE
     )
