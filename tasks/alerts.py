@@ -20,7 +20,8 @@ from prefect.utilities.urls import url_for
 
 from tasks.config import Outcome
 from tasks.report import Evidence
-from tasks.report.messages import message
+from tasks.report.messages import message, recovery
+from tasks.runs import Regression
 from tasks.watch.messages import News
 
 _AGAIN: Final = (2.0, 5.0, 10.0, 20.0, 40.0)
@@ -32,9 +33,19 @@ class DeliveryError(Exception):
 
 
 def announce_outcome(
-    store_url: str, outcome: Outcome, evidence: Evidence | None = None, run_url: str | None = None
+    store_url: str,
+    outcome: Outcome,
+    evidence: Evidence | None = None,
+    run_url: str | None = None,
+    *,
+    regression: Regression | None = None,
 ) -> None:
-    """Emit `ratchet.night.<verdict>` with the scores, the differences, where the report lies, and the text."""
+    """Emit `ratchet.night.<verdict>` with the scores, the differences, where the report lies, and the text.
+
+    Nights that regress come in streaks, for the same reason. Of a regression that goes on from the night before, the
+    event is `ratchet.night.regressed-again`, which no alert waits for; the first night after it that does not regress
+    emits `ratchet.regression.ended` as well.
+    """
     payload = outcome.model_dump(
         mode="json",
         include={
@@ -55,7 +66,16 @@ def announce_outcome(
     )
     said = message(outcome, evidence or Evidence(), run_url)
     payload |= {"title": said.title, "message": said.text}
-    _emit(f"ratchet.night.{outcome.verdict}", store_url, outcome.run_id, payload)
+    again = "-again" if regression == "goes on" else ""
+    _emit(f"ratchet.night.{outcome.verdict}{again}", store_url, outcome.run_id, payload)
+    if regression == "ended":
+        said = recovery(outcome, run_url)
+        _emit(
+            "ratchet.regression.ended",
+            store_url,
+            outcome.run_id,
+            {"run_id": outcome.run_id, "title": said.title, "message": said.text},
+        )
 
 
 def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:

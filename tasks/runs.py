@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Final, Generic, TypeVar, get_args
+from typing import Final, Generic, Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -18,6 +18,10 @@ from tasks.storage import Store, StoreError
 
 T = TypeVar("T")
 
+Regression = Literal["began", "goes on", "ended"]
+"""Where a run stands in a streak of nights that regress."""
+
+_JUDGED: Final = ("promoted", "held", "regressed")
 _RUNS: Final = "runs/"
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _LOOKED_AT: Final = 3
@@ -170,6 +174,17 @@ def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None
         if plausible == _LOOKED_AT:
             break
     return max(found, key=lambda one: (one.commit, one.run_id < tomorrow, one.run_id), default=None)
+
+
+def regression(store: Store, outcome: Outcome) -> Regression | None:
+    """Where this run stands in a streak of nights that regress; nights on which nothing was judged are passed over."""
+    if outcome.verdict not in _JUDGED:
+        return None
+    outcomes = (run.outcome for run in backwards(store, before=outcome.run_id))
+    last = next((one.verdict for one in outcomes if one is not None and one.verdict in _JUDGED), None)
+    if outcome.verdict == "regressed":
+        return "goes on" if last == "regressed" else "began"
+    return "ended" if last == "regressed" else None
 
 
 def unfinished(store: Store) -> list[Run]:

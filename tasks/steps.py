@@ -244,7 +244,13 @@ def conclude(store: str, outcome: Outcome) -> Outcome:
     _show(lambda: create_markdown_artifact(page, key="report", description=summary))
     _show(lambda: _tag(outcome.verdict))
     try:
-        alerts.announce_outcome(opened.url, outcome, _evidence(opened, outcome), alerts.run_url())
+        alerts.announce_outcome(
+            opened.url,
+            outcome,
+            _evidence(opened, outcome),
+            alerts.run_url(),
+            regression=_regression(opened, outcome),
+        )
     except alerts.DeliveryError:
         # the verdict is in the store; that nobody could be told must not turn it into a failure
         get_run_logger().exception("the outcome was not announced")
@@ -258,6 +264,15 @@ def _tag(verdict: Verdict) -> None:
         tags = {*flow_run.tags} - {*get_args(Verdict)} | {verdict}  # an earlier attempt may have come to another one
         with get_client(sync_client=True) as client:
             client.update_flow_run(UUID(flow_run.id), tags=sorted(tags))
+
+
+def _regression(store: Store, outcome: Outcome) -> runs.Regression | None:
+    """Where the run stands in a streak; what cannot be read must not cost the alert."""
+    try:
+        return runs.regression(store, outcome)
+    except StoreError:
+        get_run_logger().exception("it is not known whether the night before regressed")
+        return None
 
 
 def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:

@@ -9,7 +9,7 @@ import pytest
 
 from tasks.config import Outcome, Verdict
 from tasks.records import Taken
-from tasks.runs import OUTCOME, TAKEN, Run, last_concluded, run_id, unfinished
+from tasks.runs import OUTCOME, TAKEN, Run, last_concluded, regression, run_id, unfinished
 from tasks.storage import Store, StoreError
 
 
@@ -103,3 +103,25 @@ def test_a_record_of_a_newer_version_is_read_by_its_known_fields(store: Store) -
     """What a later version adds is ignored: going back a version must not stop the nights."""
     store.put("runs/a/intake.json", b'{"commit": 7, "new": 1, "counts": {}, "weather": "fair"}')
     assert Run(store, "a").read(TAKEN) == Taken(7, 1, {})
+
+
+def test_a_streak_of_regressions_begins_goes_on_and_ends_once(store: Store) -> None:
+    """Nights on which nothing was judged are passed over; a night asked again says the same."""
+    nights: tuple[tuple[Verdict, str | None], ...] = (
+        ("skipped", None),
+        ("regressed", "began"),
+        ("failed", None),
+        ("regressed", "goes on"),
+        ("blocked", None),
+        ("held", "ended"),
+        ("promoted", None),
+        ("regressed", "began"),
+        ("promoted", "ended"),
+    )
+    outcomes = [_outcome(f"202611{day:02d}T033000Z-00000000", verdict, 1) for day, (verdict, _) in enumerate(nights, 1)]
+    said = []
+    for outcome in outcomes:
+        said.append(regression(store, outcome))
+        Run(store, outcome.run_id).put_outcome(outcome)
+    assert said == [where for _, where in nights]
+    assert [regression(store, outcome) for outcome in outcomes] == said

@@ -61,7 +61,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
         Alert(
             "regressed",
             "a fine-tuned model is significantly worse than production",
-            _event(settings, "night.regressed"),
+            _event(settings, "night.regressed", "regression.ended"),
             **told,
         ),
         Alert("blocked", "a critical data check failed", _event(settings, "night.blocked"), **told),
@@ -123,6 +123,12 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
             },
             "Ratchet: no worker on pool gpu",
             "The work pool gpu has no worker. Nights wait for one before they can train: start it, or look at its log.",
+        ),
+        Alert(
+            "wrong-promotion",
+            "production finds less than the version before it",
+            _event(settings, "production.wrong"),
+            **told,
         ),
         Alert("drifted", "production finds less on fresh labels", _event(settings, "production.drifted"), **told),
     )
@@ -296,11 +302,11 @@ def _zombies(settings: Settings) -> Iterator[Any]:
         )
 
 
-def _event(settings: Settings, name: str) -> dict[str, Any]:
-    """A trigger on one of Ratchet's own events, of the store that is deployed where one is named."""
+def _event(settings: Settings, *names: str) -> dict[str, Any]:
+    """A trigger on any of some events of Ratchet's own, of the store that is deployed where one is named."""
     return {
         "posture": "Reactive",
-        "expect": {f"ratchet.{name}"},
+        "expect": {f"ratchet.{name}" for name in names},
         "match": {"prefect.resource.id": f"ratchet.store.{settings.store.url or '*'}"},
     }
 

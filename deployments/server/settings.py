@@ -20,7 +20,9 @@ from tasks.config import Parameters, Watch
 FILE: Final = Path("ratchet.toml")
 """Where the settings are looked for when nobody says where they are: the current folder."""
 
-AlertName = Literal["regressed", "blocked", "failed", "late", "missing", "stale", "gpu-pool", "drifted"]
+AlertName = Literal[
+    "regressed", "blocked", "failed", "late", "missing", "stale", "gpu-pool", "drifted", "wrong-promotion"
+]
 """The alerts that a channel can be limited to; `deployments.server.automations` says when each is sent."""
 
 _ENVIRONMENT_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"

@@ -116,6 +116,13 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
     return _finish("Ratchet: the new model is worse than production", text, outcome, run_url)
 
 
+def recovery(outcome: Outcome, run_url: str | None) -> Message:
+    """What is said when a streak of nights that regressed has ended."""
+    text = _Text(LONGEST - 600)
+    text.add(f"This night was {outcome.verdict}; those before it had regressed.")
+    return _finish("Ratchet: nights no longer regress", text, outcome, run_url)
+
+
 def _finish(title: str, text: _Text, outcome: Outcome, run_url: str | None) -> Message:
     """The end that every message has: what serves, and where to look."""
     lines = list(text.lines)
