@@ -8,7 +8,7 @@ that needs them: a night with nothing new loads none of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -24,6 +24,7 @@ from tasks.records import (
     Candidate,
     Checked,
     CheckSummary,
+    Estimate,
     Moved,
     MovedQuery,
     Plan,
@@ -158,6 +159,7 @@ def train(
     on_progress: Progress | None = None,
     *,
     production: str | None = None,
+    on_estimate: Callable[[Estimate], None] | None = None,
 ) -> Candidate:
     """Fine-tune on the commit's train side and publish the candidate: its version and how the training went.
 
@@ -188,6 +190,7 @@ def train(
                 start=start,
                 commit=commit,
                 on_progress=on_progress and (lambda step, steps, _loss: on_progress(step, steps)),
+                on_estimate=on_estimate,
                 checkpoints=Checkpoints(store, run.key(runs.CHECKPOINTS)),
                 rendezvous=Rendezvous.from_environment(training.nodes, run_id),
             )

@@ -36,7 +36,7 @@ from tqdm import tqdm
 from tasks import alerts, night, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
-from tasks.records import Asked, Begun, Candidate, Checked, Scored, Settings, Taken
+from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
 from tasks.registry import Change, RegistryError
 from tasks.report import evidence
 from tasks.runs import Run
@@ -90,8 +90,12 @@ def _show(create: Callable[[], Any], *, waits: Sequence[float] = _AGAIN) -> Any:
     raise AssertionError("unreachable: the loop returns")
 
 
+_LINE_SECONDS: Final = 30.0
+"""Seconds between lines that say how far a step is, where there is no terminal for a bar."""
+
+
 class Progress(AbstractContextManager["Progress"]):
-    """How far a long step is: a bar in the terminal, where there is one, and a progress artifact in the UI.
+    """How far a long step is: a bar in a terminal, else a line in the log every half minute; an artifact in the UI.
 
     The UI is told by a thread of its own: a Prefect server that is slow or away holds up no training.
     """
@@ -102,15 +106,21 @@ class Progress(AbstractContextManager["Progress"]):
         self._artifact = _show(lambda: create_progress_artifact(0.0, key=key, description=what), waits=())
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._telling: Future[None] | None = None
-        self._told = time.monotonic()
+        self._logger = get_run_logger()
+        self._began = self._told = self._logged = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` is done; the UI is told every two seconds at most."""
         self._bar.total = total
         self._bar.update(done - self._bar.n)
-        if total and time.monotonic() - self._told >= 2.0:
-            self._told = time.monotonic()
+        now = time.monotonic()
+        if total and now - self._told >= 2.0:
+            self._told = now
             self._tell(100.0 * done / total, f"{self._what}: {done:,} of {total:,}")
+        if self._bar.disable and done and now - self._logged >= _LINE_SECONDS:
+            self._logged = now
+            left = (now - self._began) * (total - done) / done
+            self._logger.info("%s: %s of %s, about %s left", self._what, f"{done:,}", f"{total:,}", _duration(left))
 
     def _tell(self, percent: float, how_far: str) -> None:
         """Send it, unless the last one is still on its way: then the next one will do."""
@@ -127,6 +137,11 @@ class Progress(AbstractContextManager["Progress"]):
         self._teller.shutdown(wait=kind is None)
         if kind is None and self._artifact is not None:
             self._send(100.0, self._what)
+
+
+def _duration(seconds: float) -> str:
+    """A duration to the second below two minutes, to the minute above."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @task(name="begin", **_SHORT)
@@ -163,11 +178,24 @@ def check_leaks(store: str, run_id: str, commit: int, checks: Checks) -> Checked
 @task(name="train", **_LONG)
 def train(store: str, run_id: str, commit: int, production: str | None, training: Training, work: str) -> Candidate:
     """Fine-tune, and publish the candidate."""
+    logger = get_run_logger()
+
+    def expected(estimate: Estimate) -> None:
+        logger.info("training will take about %s, %.2f dollars", _duration(estimate.seconds), estimate.dollars)
+
     with Progress("training", "Training steps") as progress:
-        opened = Store.open(store)
-        candidate = night.train(opened, run_id, commit, training, Path(work), progress, production=production)
-    get_run_logger().info("%s", candidate.started_why)
-    get_run_logger().info("candidate %s: %d steps in %.0f s", candidate.version, candidate.steps, candidate.seconds)
+        candidate = night.train(
+            Store.open(store),
+            run_id,
+            commit,
+            training,
+            Path(work),
+            progress,
+            production=production,
+            on_estimate=expected,
+        )
+    logger.info("%s", candidate.started_why)
+    logger.info("candidate %s: %d steps in %.0f s", candidate.version, candidate.steps, candidate.seconds)
     return candidate
 
 
