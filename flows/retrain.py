@@ -26,6 +26,7 @@ class Night:
 
     def __init__(self, store: str, run: ThisRun, reason: str) -> None:
         self.store, self.run = store, run
+        self.remarks: Sequence[str] = ()
         self._outcome = Outcome(
             run_id=run.run_id, verdict="failed", reasons=[], commit=0, reason=reason, started_at=now()
         )
@@ -56,7 +57,7 @@ class Night:
 
     def end(self, verdict: Verdict, reasons: Sequence[str]) -> Outcome:
         """Write the outcome and the report, send the alerts, and return the outcome."""
-        self.learn(verdict=verdict, reasons=list(reasons), finished_at=now())
+        self.learn(verdict=verdict, reasons=[*reasons, *self.remarks], finished_at=now())
         return steps.conclude(self.store, self._outcome)
 
 
@@ -77,7 +78,7 @@ def retrain(
 
     Args:
         reason: Why this run is started, in 1 to 500 characters; it goes into the outcome, the report and the ledger.
-        force: Fine-tune even though no new pairs have arrived since the last night.
+        force: Fine-tune even though nothing has changed since the last night: no pair is new, no object is gone.
         store: Where data, models and runs are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
         fine_tune_deployment: Deployment that trains and scores, such as fine-tune/gpu. None: the process of this run.
         training: How a candidate is fine-tuned. The defaults are a recipe that was measured.
@@ -130,13 +131,17 @@ def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, 
 
     with night.step("intake"):
         taken = steps.take_in(store, run_id, begun.last_commit, settings.limits)
-        night.learn(taken.counts, commit=taken.commit)
-    if begun.last_run and not taken.new and not force:
+        night.learn(taken.counts, commit=taken.commit, pending=taken.pending, refused=taken.refused)
+        night.remarks = taken.remarks
+    if taken.blocked:
+        return night.end("blocked", [taken.blocked])
+    if begun.last_run and not taken.new and not taken.removed and not force:
         return night.end("skipped", [f"No new pairs have arrived since run {begun.last_run}."])
 
     with night.step("checks"):
         base_model = settings.training.base_model
-        checked = steps.check(store, run_id, taken.commit, begun.last_commit, base_model, settings.checks)
+        since = begun.last_commit if taken.since is None else taken.since
+        checked = steps.check(store, run_id, taken.commit, since, base_model, settings.checks)
         night.learn(checked.sides, guidance=checked.result.guidance)
     if checked.result.verdict != "ok":
         return night.end(checked.result.verdict, checked.result.reasons)

@@ -20,12 +20,15 @@ from prefect.utilities.urls import url_for
 
 from tasks.config import Outcome
 from tasks.report import Evidence
-from tasks.report.messages import message, recovery
+from tasks.report.messages import message, pending_message, recovery
 from tasks.runs import Regression
 from tasks.watch.messages import News
 
 _AGAIN: Final = (2.0, 5.0, 10.0, 20.0, 40.0)
 """Seconds between attempts: a Prefect server that restarts is back by then."""
+
+PENDING_NIGHTS: Final = 3
+"""Nights in a row after which an object that cannot be read is worth an alert."""
 
 
 class DeliveryError(Exception):
@@ -76,6 +79,18 @@ def announce_outcome(
             outcome.run_id,
             {"run_id": outcome.run_id, "title": said.title, "message": said.text},
         )
+
+
+def announce_pending(store_url: str, outcome: Outcome, run_url: str | None = None) -> None:
+    """Emit `ratchet.objects.pending` for each object that three nights in a row could not read, once for each.
+
+    Every further night emits the same event again, in case it was lost: the server acts on an id once.
+    """
+    for pending in outcome.pending:
+        if pending.nights >= PENDING_NIGHTS:
+            said = pending_message(pending, run_url)
+            payload = {**pending.model_dump(mode="json"), "title": said.title, "message": said.text}
+            _emit("ratchet.objects.pending", store_url, f"{pending.key}#{pending.since}", payload)
 
 
 def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:

@@ -352,6 +352,26 @@ class Delta(BaseModel):
     confidence: float
 
 
+class Pending(BaseModel):
+    """An object that is there and could not be read; every night tries it again."""
+
+    key: str
+    reason: str
+    nights: int = 1
+    """Nights in a row that could not read it, this one included."""
+    since: str = ""
+    """The first of these nights."""
+
+
+class Refused(BaseModel):
+    """An object of which nothing was taken."""
+
+    key: str
+    reason: str
+    rows: int
+    """How many rows it probably holds."""
+
+
 class Outcome(BaseModel):
     """What one run came to; also `runs/<run_id>/outcome.json`."""
 
@@ -373,6 +393,10 @@ class Outcome(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)
     report: str | None = None
+    pending: list[Pending] = Field(default_factory=list)
+    """Objects that could not be read."""
+    refused: list[Refused] = Field(default_factory=list)
+    """Objects of which nothing was taken, the largest first; at most 100."""
     started_at: str = ""
     finished_at: str = ""
     reason: str = ""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 from pydantic_core import to_json
 
 from tasks import report, runs
-from tasks.config import TARGETS, Checks, Delta, Gate, Limits, Model, Outcome, Training, Verdict
+from tasks.config import TARGETS, Checks, Delta, Gate, Limits, Model, Outcome, Pending, Refused, Training, Verdict
 from tasks.records import (
     Begun,
     Candidate,
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from data_checks.findings import ChecksResult
     from tasks.dataset import Dataset
     from tasks.encoding import CachedEncoder, ModelEncoder, Progress
+    from tasks.intake import Pending as Unread
     from tasks.registry import Announce, Change
     from tasks.report.charts import Chart
     from tasks.scoring import Exposure
@@ -57,6 +58,12 @@ _PUBLISHING: Final = 600.0
 _JUDGED: Final = ("candidate", "production")
 _SHOWN: Final = 5
 """Queries of each kind, gained and lost, that the report shows with what they returned."""
+
+_NAMED: Final = 5
+"""Objects of a kind that an outcome's reasons name."""
+
+_MOST_REFUSED: Final = 100
+"""Refused objects that an outcome lists."""
 
 _CUT: Final = 300
 """Characters of a query that are shown."""
@@ -106,17 +113,70 @@ def begin(store: Store, run_id: str, settings: Settings | None = None, announce:
 def take_in(
     store: Store, run_id: str, last_commit: int, limits: Limits | None = None, on_progress: Progress | None = None
 ) -> Taken:
-    """Commit every object that is new, and count what the night has to work with."""
+    """Commit every object that is new and every removal, and count what the night has to work with."""
     from tasks import intake
 
     def taken() -> Taken:
-        commit = intake.take_in(store, writer=run_id, limits=limits, on_progress=on_progress).commit
-        new = intake.new_pairs(store, last_commit, commit)
-        counts = intake.counts(store, commit)
+        found = intake.take_in(store, writer=run_id, limits=limits, full=True, on_progress=on_progress)
+        last = runs.last_concluded(store, before=run_id)
+        log = intake.commit_log.identity(store)
+        since = 0 if _is_another_log(store, last, log) or last_commit > found.commit else last_commit
+        changes = intake.changes(store, since, found.commit)
+        counts = intake.counts(store, found.commit)
         del counts["corpus"]  # the corpus of a night is its distinct documents, which are not known yet
-        return Taken(commit, new, {**counts, "new": new})
+        pending = _pending(found.pending, last, run_id)
+        refused = [Refused(key=r.key, reason=r.reason, rows=r.rows) for r in intake.refused(store, found.commit)]
+        return Taken(
+            found.commit,
+            changes.new_pairs,
+            {**counts, "new": changes.new_pairs, **({"removed": changes.removed} if changes.removed else {})},
+            removed=changes.removed,
+            since=since,
+            log=log,
+            pending=pending,
+            refused=refused[:_MOST_REFUSED],
+            remarks=_remarks(pending, refused, found.ignored, found.future),
+            blocked=found.blocked,
+        )
 
     return Run(store, run_id).once(runs.TAKEN, taken)
+
+
+def _is_another_log(store: Store, last: Outcome | None, log: str) -> bool:
+    """Whether the log of the last night was deleted since; not known of nights of older versions."""
+    taken = None if last is None else Run(store, last.run_id).find(runs.TAKEN)
+    return taken is not None and taken.log not in {"", log}
+
+
+def _pending(found: Sequence[Unread], last: Outcome | None, run_id: str) -> list[Pending]:
+    """The objects that could not be read, with the nights in a row that could not."""
+    before = {object_.key: object_ for object_ in (last.pending if last else ())}
+    pending = []
+    for unread in found:
+        known = before.get(unread.key, Pending(key=unread.key, reason="", nights=0, since=run_id))
+        update = {"reason": unread.reason, "nights": known.nights + 1}
+        pending.append(known.model_copy(update=update))
+    return pending
+
+
+def _remarks(
+    pending: Sequence[Pending], refused: Sequence[Refused], ignored: Sequence[str], future: Sequence[str]
+) -> list[str]:
+    """What an outcome says about the objects of its store, besides its verdict."""
+    lines = [f"Could not be read for {p.nights} night{'s' * (p.nights != 1)}: {p.key}: {p.reason}." for p in pending]
+    remarks = _first(lines, "objects could not be read")
+    lines = [f"Refused: {one.key} (about {one.rows:,} row{'s' * (one.rows != 1)}): {one.reason}." for one in refused]
+    remarks += _first(lines, "objects are refused")
+    if ignored:
+        remarks.append(f"Ignored as side files: {ignored[0]}{f' and {len(ignored) - 1:,} more' * (len(ignored) > 1)}.")
+    if future:
+        remarks.append(f"Partitions of the future: {', '.join(future[:_NAMED])}. Is a clock wrong?")
+    return remarks
+
+
+def _first(lines: Sequence[str], what: str) -> list[str]:
+    more = len(lines) - _NAMED
+    return [*lines[:_NAMED], *([f"{more:,} more {what}."] if more > 0 else [])]
 
 
 def check(store: Store, run_id: str, commit: int, since: int, base_model: str, checks: Checks) -> Checked:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.config import Checks, Gate, Limits, Training
+from tasks.config import Checks, Gate, Limits, Pending, Refused, Training
 
 Precision = Literal["fp32", "bf16", "fp16"]
 
@@ -52,11 +52,27 @@ class Begun:
 
 @dataclass(frozen=True)
 class Taken:
-    """`intake.json`: the commit that fixes the run's data, how many of its pairs are new, and counts of rows."""
+    """`intake.json`: the commit that fixes the run's data, how many of its pairs are new, and counts of rows.
+
+    Attributes:
+        removed: Objects that are gone, or hold no rows any more, since the last night.
+        since: Commit after which rows are new; 0 where the log was started anew. None in runs of older versions.
+        log: Which log the commit is of.
+        pending, refused: Objects that could not be read, and of which nothing was taken.
+        remarks: What the outcome says besides its reasons.
+        blocked: Why nothing was taken in before a person has confirmed it; empty where that is not so.
+    """
 
     commit: int
     new: int = 0
     counts: dict[str, int] = field(default_factory=dict)
+    removed: int = 0
+    since: int | None = None
+    log: str = ""
+    pending: list[Pending] = field(default_factory=list)
+    refused: list[Refused] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    blocked: str = ""
 
 
 class CheckSummary(BaseModel):

@@ -279,6 +279,7 @@ def conclude(store: str, outcome: Outcome) -> Outcome:
             alerts.run_url(),
             regression=_regression(opened, outcome),
         )
+        alerts.announce_pending(opened.url, outcome, alerts.run_url())
     except alerts.DeliveryError:
         # the verdict is in the store; that nobody could be told must not turn it into a failure
         get_run_logger().exception("the outcome was not announced")

@@ -12,8 +12,8 @@ from prefect.blocks.abstract import NotificationBlock
 
 from deployments.server import channels
 from deployments.server.settings import Channel
-from tasks import scoring
-from tasks.config import Delta, Model, Outcome
+from tasks import alerts, scoring
+from tasks.config import Delta, Model, Outcome, Pending
 from tasks.intake import take_in
 from tasks.report import Evidence, Fallen, evidence
 from tasks.report.messages import LONGEST, message, plain, quote
@@ -207,3 +207,25 @@ def test_standstill_is_told_again_at_every_multiple() -> None:
     assert told(14) == told(27) != told(28)
     (base,) = news(Seen(version=None, says="", standstill=[Standstill("days", 31.2, 30)]))
     assert base.message.text.startswith("The base model has served for 31 days (limit 30).")
+
+
+def test_an_object_that_three_nights_could_not_read_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before; then by the same event every night, on whose id the server acts once; another object has its own."""
+    sent: list[dict[str, Any]] = []
+    monkeypatch.setattr(alerts, "emit_event", lambda **event: sent.append(event))
+    seen = Pending(key="pairs/<!channel>.jsonl", reason="cannot read it: AccessDenied", nights=2, since="run-1")
+    for nights in (2, 3, 4):
+        pending = [
+            seen.model_copy(update={"nights": nights}),
+            seen.model_copy(update={"key": "b", "nights": nights - 1}),
+        ]
+        outcome = Outcome(run_id=f"run-{nights}", verdict="held", reasons=[], commit=1, pending=pending)
+        alerts.announce_pending("s3://b", outcome, "https://prefect/run")
+    assert [event["event"] for event in sent] == ["ratchet.objects.pending"] * 3
+    assert [event["payload"]["key"] for event in sent] == [seen.key, seen.key, "b"]
+    assert sent[0]["id"] == sent[1]["id"] != sent[2]["id"]
+    text = sent[0]["payload"]["message"]
+    assert "could not be read for 3 nights in a row" in text
+    assert "AccessDenied" in text
+    assert "<" not in text
+    assert "https://prefect/run" in text

@@ -131,6 +131,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
             **told,
         ),
         Alert("drifted", "production finds less on fresh labels", _event(settings, "production.drifted"), **told),
+        Alert("pending", "an object could not be read for three nights", _event(settings, "objects.pending"), **told),
     )
 
 

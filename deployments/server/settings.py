@@ -21,7 +21,7 @@ FILE: Final = Path("ratchet.toml")
 """Where the settings are looked for when nobody says where they are: the current folder."""
 
 AlertName = Literal[
-    "regressed", "blocked", "failed", "late", "missing", "stale", "gpu-pool", "drifted", "wrong-promotion"
+    "regressed", "blocked", "failed", "late", "missing", "stale", "gpu-pool", "drifted", "wrong-promotion", "pending"
 ]
 """The alerts that a channel can be limited to; `deployments.server.automations` says when each is sent."""
 

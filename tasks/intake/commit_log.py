@@ -189,6 +189,12 @@ def load(store: Store, commit: int | None = None) -> State:
     return state
 
 
+def identity(store: Store) -> str:
+    """Which log this is: another one, once it was deleted and started anew; empty while it has no entry."""
+    blob = store.find(log_key(1))
+    return "" if blob is None else _parse(store, 1, blob.body).attempt
+
+
 def read(store: Store, commits: Iterable[int]) -> list[Commit]:
     """The entries of some commits. Raises LogError when one is missing or damaged."""
     with ThreadPoolExecutor(_THREADS) as pool:

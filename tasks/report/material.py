@@ -121,7 +121,8 @@ def gather(store: Store, outcome: Outcome) -> Material:
     checks = run.find(runs.LEAKS) or run.find(runs.CHECKED)
     scored, begun, settings = run.find(runs.SCORED), run.find(runs.BEGUN), run.find(runs.SETTINGS)
     slices = _slices(run.find(File(runs.DECISION, Decision)))
-    since = begun.last_commit if begun else 0
+    taken = run.find(runs.TAKEN)
+    since = taken.since if taken and taken.since is not None else begun.last_commit if begun else 0
     entries = commit_log.read(store, range(since + 1, outcome.commit + 1)) if outcome.commit else []
     objects = sorted((source for entry in entries for source in entry.objects), key=lambda s: (-s.accepted, s.key))
     return Material(

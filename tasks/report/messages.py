@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
-from tasks.config import METRIC_LABELS, Delta, Model, Outcome
+from tasks.config import METRIC_LABELS, Delta, Model, Outcome, Pending
 from tasks.report.evidence import Evidence
 
 LONGEST: Final = 3_000
@@ -79,6 +79,17 @@ def message(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Messag
     return _finish(
         f"Ratchet: {titles.get(outcome.verdict, f'the night ended {outcome.verdict}')}", text, outcome, run_url
     )
+
+
+def pending_message(pending: Pending, run_url: str | None) -> Message:
+    """What is said of an object that several nights in a row could not read."""
+    lines = [
+        f"{quote(pending.key, 200)} could not be read for {pending.nights} nights in a row:",
+        _cut(plain(pending.reason), 600),
+        "Its rows are missing from the training and the test. Mend the object or its permissions, or remove it.",
+        *([f"Run: {run_url}"] if run_url else []),
+    ]
+    return Message("Ratchet: an object cannot be read", "\n".join(lines)[:LONGEST])
 
 
 def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Message:
