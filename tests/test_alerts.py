@@ -211,8 +211,8 @@ def test_standstill_is_told_again_at_every_multiple() -> None:
 
 def test_an_object_that_three_nights_could_not_read_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before; then by the same event every night, on whose id the server acts once; another object has its own."""
-    sent: list[dict[str, Any]] = []
-    monkeypatch.setattr(alerts, "emit_event", lambda **event: sent.append(event))
+    sent: list[Any] = []
+    monkeypatch.setattr(alerts, "_deliver", sent.append)
     seen = Pending(key="pairs/<!channel>.jsonl", reason="cannot read it: AccessDenied", nights=2, since="run-1")
     for nights in (2, 3, 4):
         pending = [
@@ -221,10 +221,10 @@ def test_an_object_that_three_nights_could_not_read_is_told_once(monkeypatch: py
         ]
         outcome = Outcome(run_id=f"run-{nights}", verdict="held", reasons=[], commit=1, pending=pending)
         alerts.announce_pending("s3://b", outcome, "https://prefect/run")
-    assert [event["event"] for event in sent] == ["ratchet.objects.pending"] * 3
-    assert [event["payload"]["key"] for event in sent] == [seen.key, seen.key, "b"]
-    assert sent[0]["id"] == sent[1]["id"] != sent[2]["id"]
-    text = sent[0]["payload"]["message"]
+    assert [event.event for event in sent] == ["ratchet.objects.pending"] * 3
+    assert [event.payload["key"] for event in sent] == [seen.key, seen.key, "b"]
+    assert sent[0].id == sent[1].id != sent[2].id
+    text = sent[0].payload["message"]
     assert "could not be read for 3 nights in a row" in text
     assert "AccessDenied" in text
     assert "<" not in text
