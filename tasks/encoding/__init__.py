@@ -1,30 +1,30 @@
 """A model folder and texts to vectors: loading, identity, numeric paths, and the cache of vectors."""
 
 from tasks.encoding.cache import CachedEncoder, VectorCache, text_hash
+from tasks.encoding.device import moved, out_of_memory, release
 from tasks.encoding.encoder import (
     BF16,
+    FP16,
     FP32,
     PLAIN,
     ROLES,
     Encoder,
     ModelEncoder,
     NumericPath,
-    Padding,
     Progress,
-    Role,
     VectorError,
     by_budget,
     encode,
-    padding,
-    prompt_for,
 )
 from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import fingerprint, weights_hash
 from tasks.encoding.model import load, resolve_model, transformers_of
 from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
+from tasks.encoding.tokens import Padding, Role, Tokens, padding, prompt_for, tokenise
 
 __all__ = [
     "BF16",
+    "FP16",
     "FP32",
     "PARITY",
     "PLAIN",
@@ -38,6 +38,7 @@ __all__ = [
     "Padding",
     "Progress",
     "Role",
+    "Tokens",
     "VectorCache",
     "VectorError",
     "by_budget",
@@ -48,10 +49,14 @@ __all__ = [
     "fingerprint",
     "load",
     "measure_paths",
+    "moved",
+    "out_of_memory",
     "padding",
     "prompt_for",
+    "release",
     "resolve_model",
     "text_hash",
+    "tokenise",
     "transformers_of",
     "weights_hash",
 ]

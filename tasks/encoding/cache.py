@@ -24,7 +24,8 @@ from typing import Final
 
 import numpy as np
 
-from tasks.encoding.encoder import Encoder, Progress, Role, VectorError
+from tasks.encoding.encoder import Encoder, Progress, VectorError
+from tasks.encoding.tokens import Role
 from tasks.storage import MissingKeyError, Store
 
 PREFIX: Final = "cache/vectors/"

@@ -11,31 +11,33 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import numpy as np
 
+from tasks.encoding.device import moved, out_of_memory, release
 from tasks.encoding.folder import ModelError
 from tasks.encoding.identity import fingerprint
 from tasks.encoding.model import load
+from tasks.encoding.tokens import Role, Tokens, prompt_for, tokenise
 from tasks.threads import one_thread_each
 
 if TYPE_CHECKING:
     import torch
     from sentence_transformers import SentenceTransformer
 
-Role = Literal["query", "document"]
 ROLES: Final[tuple[Role, ...]] = ("query", "document")
 Progress = Callable[[int, int], None]
 
 _SLAB: Final = 16_384
 """Texts tokenised and sorted at a time: enough to leave no padding, little enough to bound memory."""
 
-_TOKENISED_TOGETHER: Final = 256
-"""Texts per call of the tokenizer, of similar length: its padding is thrown away again."""
+_LIBRARY: Final = 256
+"""Texts per call of the library's own `encode`."""
 
 
 class VectorError(ModelError):
@@ -54,17 +56,25 @@ class NumericPath:
     Attributes:
         name: what reports and cache keys call it.
         token_budget: tokens per batch, padding included; None leaves batching to the library's own `encode`.
-        bf16: matrix products in bfloat16 under autocast; sums, softmax, normalisation and pooling stay float32.
+        bf16, fp16: matrix products in bfloat16 or float16 under autocast; sums, softmax, normalisation and pooling
+            stay float32.
     """
 
     name: str
     token_budget: int | None
     bf16: bool = False
+    fp16: bool = False
+
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are in half precision."""
+        return self.bf16 or self.fp16
 
 
 PLAIN: Final = NumericPath("plain-fp32", None)
 FP32: Final = NumericPath("fp32", 1024)
 BF16: Final = NumericPath("bf16", 1024, bf16=True)
+FP16: Final = NumericPath("fp16", 1024, fp16=True)
 
 _ACCELERATED: Final = 32
 """Times the budget of a batch on anything but a CPU, most of which a small batch leaves idle. Not measured."""
@@ -129,13 +139,6 @@ class ModelEncoder:
         return encode(self.model, texts, role, path=self.path, on_progress=on_progress, name=name)
 
 
-def prompt_for(model: SentenceTransformer, role: Role) -> str:
-    """The prompt that `encode_query` or `encode_document` would put before each text; empty for none."""
-    names = ["query"] if role == "query" else ["document", "passage", "corpus"]
-    name = next((name for name in names if name in model.prompts), model.default_prompt_name)
-    return (model.prompts.get(name) or "") if name is not None else ""
-
-
 def encode(
     model: SentenceTransformer,
     texts: Sequence[str],
@@ -156,8 +159,8 @@ def encode(
     done = 0
     # one autocast for all batches: it converts each weight once and keeps it until it ends
     with _settings(model, path):
-        for start in range(0, len(texts), _SLAB):
-            for rows, batch in _encode_slab(model, texts[start : start + _SLAB], role, path):
+        for start, some, tokens in _slabs(model, texts, role, path):
+            for rows, batch in _encode_slab(model, some, tokens, role, path):
                 vectors[start + rows] = batch
                 done += len(rows)
                 if on_progress is not None:
@@ -182,35 +185,76 @@ def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
     return vectors
 
 
-def _encode_slab(
+def _slabs(
     model: SentenceTransformer, texts: Sequence[str], role: Role, path: NumericPath
+) -> Iterator[tuple[int, Sequence[str], Tokens | None]]:
+    """Runs of texts: where each starts, its texts, their tokens; on a GPU tokenised while the one before computes."""
+    starts = range(0, len(texts), _SLAB)
+
+    def slab(start: int) -> tuple[int, Sequence[str], Tokens | None]:
+        some = texts[start : start + _SLAB]
+        return start, some, None if path.token_budget is None else tokenise(model, some, role)
+
+    if _on_cpu(model):
+        yield from map(slab, starts)
+        return
+    with ThreadPoolExecutor(1) as ahead:
+        pending = None
+        for start in starts:
+            following = ahead.submit(slab, start)
+            if pending is not None:
+                yield pending.result()
+            pending = following
+        if pending is not None:
+            yield pending.result()
+
+
+def _on_cpu(model: SentenceTransformer) -> bool:
+    return model.device.type == "cpu"
+
+
+def _encode_slab(
+    model: SentenceTransformer, texts: Sequence[str], tokens: Tokens | None, role: Role, path: NumericPath
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield (indices of texts, their vectors) until every text has one."""
     import torch
 
-    prompt = prompt_for(model, role)
-    tokens = None if path.token_budget is None else _tokenise(model, texts, role, prompt)
     if tokens is None or path.token_budget is None:
         library = model.encode_query if role == "query" else model.encode_document
-        for start in range(0, len(texts), _TOKENISED_TOGETHER):
-            found = library(list(texts[start : start + _TOKENISED_TOGETHER]), show_progress_bar=False)
+        for start in range(0, len(texts), _LIBRARY):
+            found = library(list(texts[start : start + _LIBRARY]), show_progress_bar=False)
             yield np.arange(start, start + len(found)), found
         return
     model.eval()
-    lengths = np.array([len(ids) for ids in tokens.columns["input_ids"]])
+    if not _on_cpu(model):
+        there = tokens.to(model.device)
+        batches = list(by_budget(tokens.lengths, _ACCELERATED * path.token_budget))
+        vectors = torch.cat([_within_memory(model, there, rows, role) for rows in batches])
+        yield np.concatenate(batches), vectors.cpu().numpy()  # copied once: each copy waits for the GPU
+        return
 
     def forward(rows: np.ndarray) -> np.ndarray:
         with _settings(model, path):  # each thread's own
-            return _forward(model, tokens.padded(rows), role)
+            return _forward(model, tokens, rows, role).numpy()
 
-    if model.device.type != "cpu":
-        for rows in by_budget(lengths, _ACCELERATED * path.token_budget):
-            yield rows, forward(rows)
-        return
-    batches = list(by_budget(lengths, path.token_budget))
+    batches = list(by_budget(tokens.lengths, path.token_budget))
     # within one more level of autocast, leaving it after a batch does not throw away the converted weights
     with one_thread_each(torch.autocast_increment_nesting) as pool:
         yield from zip(batches, pool.map(forward, batches), strict=True)
+
+
+def _within_memory(model: SentenceTransformer, tokens: Tokens, rows: np.ndarray, role: Role) -> torch.Tensor:
+    """One batch through the model, in two halves where memory runs out, and so on down to single texts."""
+    import torch
+
+    try:
+        return _forward(model, tokens, rows, role)
+    except RuntimeError as error:
+        if len(rows) == 1 or not out_of_memory(error):
+            raise
+    release()
+    halves = np.array_split(rows, 2)
+    return torch.cat([_within_memory(model, tokens, half, role) for half in halves])
 
 
 @contextmanager
@@ -218,7 +262,8 @@ def _settings(model: SentenceTransformer, path: NumericPath) -> Iterator[None]:
     """No gradients, and the path's precision."""
     import torch
 
-    with torch.inference_mode(), torch.autocast(model.device.type, torch.bfloat16, enabled=path.bf16):
+    dtype = torch.float16 if path.fp16 else torch.bfloat16
+    with torch.inference_mode(), torch.autocast(model.device.type, dtype, enabled=path.half):
         yield
 
 
@@ -235,95 +280,13 @@ def by_budget(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
         start += size
 
 
-@dataclass(frozen=True)
-class Padding:
-    """How a model pads texts of different length: on which side, and with what, by input."""
-
-    side: Literal["left", "right"]
-    values: dict[str, int]
-
-
-def padding(model: SentenceTransformer, role: Role, prompt: str = "") -> Padding | None:
-    """See how the model itself pads, for a role; None where its inputs are not one row of tokens per text."""
-    import torch
-
-    short, long = "a", " ".join("a" * 16)
-    batch = model.preprocess([short, long], prompt=prompt or None, task=role)
-    ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-    if not isinstance(ids, torch.Tensor) or not isinstance(mask, torch.Tensor) or ids.shape != mask.shape:
-        return None
-    unused = (mask[0] == 0).nonzero().flatten().tolist()
-    if ids.ndim != 2 or not unused:  # always of the same length: nothing to take away
-        return None
-    rows = {
-        name: value for name, value in batch.items() if isinstance(value, torch.Tensor) and value.shape == ids.shape
-    }
-    return Padding("left" if unused[0] == 0 else "right", {name: int(row[0, unused[0]]) for name, row in rows.items()})
-
-
-@dataclass(frozen=True)
-class _Tokens:
-    """Texts as the model's inputs, one tensor of shape (length,) per text and input, and what to pad each with."""
-
-    columns: dict[str, list[torch.Tensor]]
-    padding: Padding
-    shared: dict[str, Any]
-
-    def padded(self, rows: np.ndarray) -> dict[str, Any]:
-        """Inputs of some texts, each of shape (len(rows), longest of them)."""
-        from torch.nn.utils.rnn import pad_sequence
-
-        batch = {
-            name: pad_sequence([values[row] for row in rows], True, self.padding.values[name], self.padding.side)
-            for name, values in self.columns.items()
-        }
-        return batch | self.shared
-
-
-def _tokenise(model: SentenceTransformer, texts: Sequence[str], role: Role, prompt: str) -> _Tokens | None:
-    """Tokenise each text once, without padding; None where the model's inputs are not one row of tokens per text.
-
-    The model's own `preprocess` does the work, so prompts, truncation and special tokens are the served ones.
-    """
-    pads = padding(model, role, prompt)
-    if pads is None:
-        return None
-    tokens = _Tokens({}, pads, {})
-    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-    for start in range(0, len(order), _TOKENISED_TOGETHER):
-        rows = order[start : start + _TOKENISED_TOGETHER]
-        batch = model.preprocess([texts[row] for row in rows], prompt=prompt or None, task=role)
-        if not _is_plain_text(batch, pads):
-            return None
-        lengths = batch["attention_mask"].sum(dim=1).tolist()
-        for name, values in batch.items():
-            if name not in pads.values:
-                tokens.shared[name] = values
-                continue
-            column = tokens.columns.setdefault(name, [values] * len(texts))
-            for row, line, length in zip(rows, values, lengths, strict=True):
-                column[row] = line[:length] if pads.side == "right" else line[len(line) - length :]
-    return tokens
-
-
-def _is_plain_text(batch: dict[str, Any], pads: Padding) -> bool:
-    """Whether a preprocessed batch can be cut and padded anew: rows of tokens, all padded on the side that is known."""
-    import torch
-
-    mask = batch.get("attention_mask")
-    tensors = {name for name, value in batch.items() if isinstance(value, torch.Tensor)}
-    if tensors != set(pads.values) or not isinstance(mask, torch.Tensor):
-        return False
-    earlier, later = (mask[:, 1:], mask[:, :-1]) if pads.side == "right" else (mask[:, :-1], mask[:, 1:])
-    return bool((earlier <= later).all())
-
-
-def _forward(model: SentenceTransformer, inputs: dict[str, Any], role: Role) -> np.ndarray:
+def _forward(model: SentenceTransformer, tokens: Tokens, rows: np.ndarray, role: Role) -> torch.Tensor:
     """One batch through the model, cut to its `truncate_dim`; float32 of shape (batch, dimension)."""
     import torch
 
+    inputs = tokens.padded(rows, int(tokens.lengths[rows].max()))
     on_device = {
-        name: value.to(model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
+        name: moved(value, model.device) if isinstance(value, torch.Tensor) else value for name, value in inputs.items()
     }
     vectors: torch.Tensor = model(on_device, task=role)["sentence_embedding"]
-    return vectors[:, : model.truncate_dim].float().cpu().numpy()
+    return vectors[:, : model.truncate_dim].float()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding.encoder import BF16, FP32, PLAIN, ROLES, NumericPath, VectorError, encode
+from tasks.encoding.encoder import BF16, FP16, FP32, PLAIN, ROLES, NumericPath, VectorError, encode
 
 if TYPE_CHECKING:
+    import torch
     from sentence_transformers import SentenceTransformer
 
 PARITY: Final = 0.9999
@@ -22,6 +23,9 @@ bf16 under autocast reaches 0.99997 on all-MiniLM-L6-v2; int8 reaches 0.96, whic
 _WORTHWHILE: Final = 1.3
 """Times by which a path of less precision must be faster: far enough from both 1 and the factor of 2 that CPUs with
 bf16 dot products show, so that the choice, and with it the cache, does not flip from night to night."""
+
+_TENSOR_CORES: Final = (7, 0)
+"""Compute capability from which a GPU multiplies fp16 matrices faster than fp32 ones (Volta)."""
 
 _SAMPLE: Final = 32
 """Texts by which the numeric path is chosen."""
@@ -36,7 +40,7 @@ class Measurement:
 
     Attributes:
         path: the path.
-        texts_per_second: of the first model, and on a CPU of CPU time; 0 for plain, never chosen for its speed.
+        texts_per_second: of the first model, of CPU time; 0 for plain, never chosen for its speed, and on a GPU.
         least_cosine: the least cosine of any model's vector to that of plain fp32.
     """
 
@@ -50,6 +54,7 @@ def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) 
 
     The texts are spread evenly over the sample's lengths, for padding and rounding both depend on length. Each is
     encoded in both roles. A path on which a model cannot compute at all (mixed types under autocast) does not agree.
+    On a GPU nothing is timed: so few texts would only measure launches.
     """
     by_length = sorted(set(sample), key=lambda text: (len(text), text))
     step = max(1.0, len(by_length) / _SAMPLE)
@@ -58,15 +63,18 @@ def measure_paths(models: Sequence[SentenceTransformer], sample: Sequence[str]) 
         raise ValueError(f"a numeric path is chosen on texts and models, got {len(texts)} and {len(models)}")
     reference = [_vectors(model, texts, PLAIN) for model in models]  # also prepares the kernels
     found = [Measurement(PLAIN, 0.0, 1.0)]
-    found += [Measurement(path, 0.0, _least_cosine(models, texts, path, reference)) for path in (FP32, BF16)]
+    on_cpu = models[0].device.type == "cpu"
+    paths = (FP32, BF16) if on_cpu else (FP32, *_half_paths(models[0].device))
+    found += [Measurement(path, 0.0, _least_cosine(models, texts, path, reference)) for path in paths]
+    if not on_cpu:
+        return found
     # CPU time, in turns, the best of each: what else runs on the machine must not change the choice
-    clock = time.process_time if models[0].device.type == "cpu" else time.perf_counter
     seconds = {one.path: float("inf") for one in found[1:] if one.least_cosine > 0}
     for _ in range(_ROUNDS):
         for path in seconds:
-            start = clock()
+            start = time.process_time()
             encode(models[0], texts[::2], "document", path=path)
-            seconds[path] = min(seconds[path], clock() - start)
+            seconds[path] = min(seconds[path], time.process_time() - start)
     rates = {path: len(texts[::2]) / spent for path, spent in seconds.items()}
     return [replace(one, texts_per_second=rates.get(one.path, 0.0)) for one in found]
 
@@ -92,7 +100,29 @@ def choose_path(models: Sequence[SentenceTransformer], sample: Sequence[str], *,
 
     Choose once per night, with both models and real texts, and pass the value to every `encode`.
     """
-    return fastest(measure_paths(models, sample), parity)
+    measured = measure_paths(models, sample)
+    if models and models[0].device.type != "cpu":
+        return by_capability(measured, parity)
+    return fastest(measured, parity)
+
+
+def _half_paths(where: torch.device) -> list[NumericPath]:
+    """Half precision that a GPU has instructions for, the more exact first."""
+    import torch
+
+    if where.type != "cuda":
+        return []
+    fp16 = [FP16] if torch.cuda.get_device_capability(where) >= _TENSOR_CORES else []
+    return fp16 + ([BF16] if torch.cuda.is_bf16_supported(including_emulation=False) else [])
+
+
+def by_capability(measured: Sequence[Measurement], parity: float = PARITY) -> NumericPath:
+    """The first half-precision path that agrees, else fp32 in batches by budget, else plain.
+
+    What a GPU can compute, and how exactly, is the same every night; how fast a few texts are is not.
+    """
+    holding = [measurement.path for measurement in measured if measurement.least_cosine >= parity]
+    return next((path for path in holding if path.half), FP32 if FP32 in holding else PLAIN)
 
 
 def fastest(measured: Sequence[Measurement], parity: float = PARITY) -> NumericPath:

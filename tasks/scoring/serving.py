@@ -174,7 +174,7 @@ def _judge(folder: Path, sample: Sample, declared: Description, max_slowdown: fl
     beyond = [dim for dim in declared.matryoshka_dims if dim > found.dimension]
     if beyond:
         reasons.append(f"Matryoshka dimensions {beyond} are beyond the model's {found.dimension}")
-    tolerance = TOLERANCE_BF16 if path.bf16 else TOLERANCE
+    tolerance = TOLERANCE_BF16 if path.half else TOLERANCE
     for way in ("path", "plain"):
         for kind, scored in (("queries", sample.query_vectors), ("documents", sample.document_vectors)):
             served = np.load(folder / f"{way}-{kind}.npy", allow_pickle=False)

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from tasks.encoding import Role, padding, prompt_for
+from tasks.encoding import Role, prompt_for, tokenise
 from tasks.records import Precision
 from tasks.training import hardware, packed
 from tasks.training.examples import Ints
@@ -29,9 +29,6 @@ if TYPE_CHECKING:
 CHUNK_TOKENS: Final = 1024
 """Padded tokens that go through the model at once on a CPU: enough for full matrix products, little enough for the
 cache. On a GPU it is `hardware.chunk_tokens`."""
-
-_TOKENISE: Final = 1024
-"""Texts per call of the tokenizer."""
 
 Column = tuple["Texts", Ints]
 """Texts, and which of them."""
@@ -49,92 +46,32 @@ class Texts:
     def __init__(self, model: SentenceTransformer, texts: Sequence[str], role: Role) -> None:
         self._model = model
         self._texts = texts
-        self._prompt = prompt_for(model, role) or None
         self.role: Role = role
-        self.lengths: Ints = np.array([len(text) for text in texts], np.int64)
-        self._tokens: dict[str, Tensor] | None = None
-        self._starts: Ints = np.zeros(len(texts), np.int64)
-        self._constant: dict[str, Any] = {}
-        self._padding = padding(model, role, self._prompt or "") if texts else None
-        if self._padding is not None:
-            self._tokenise()
-
-    def _preprocess(self, texts: Sequence[str]) -> dict[str, Any]:
-        return self._model.preprocess(texts, prompt=self._prompt, task=self.role)
-
-    def _tokenise(self) -> None:
-        """Fill `_tokens`; models whose input is not one row of tokens per text are left to `preprocess` each time."""
-        found: dict[str, list[Tensor]] = {}
-        lengths: list[Tensor] = []
-        by_length = np.argsort(self.lengths, kind="stable")
-        for start in range(0, len(by_length), _TOKENISE):
-            features = self._preprocess([self._texts[number] for number in by_length[start : start + _TOKENISE]])
-            mask = features.get("attention_mask")
-            ids = features.get("input_ids")
-            if not isinstance(mask, Tensor) or not isinstance(ids, Tensor) or mask.shape != ids.shape:
-                return
-            lengths.append(mask.sum(dim=1))
-            for name, value in features.items():
-                if name == "attention_mask":
-                    continue
-                if isinstance(value, Tensor) and value.shape == ids.shape:
-                    found.setdefault(name, []).append(value[mask.bool()])
-                else:
-                    self._constant[name] = value
-        self.lengths[by_length] = torch.cat(lengths).numpy()
-        self._starts[by_length] = np.cumsum(self.lengths[by_length]) - self.lengths[by_length]
-        where = self._model.device
-        self._tokens = {name: hardware.moved(torch.cat(parts), where) for name, parts in found.items()}
+        tokens = tokenise(model, texts, role)
+        self.tokens = None if tokens is None else tokens.to(model.device)
+        self.lengths: Ints = np.array([len(text) for text in texts], np.int64) if tokens is None else tokens.lengths
 
     @property
     def tokenised(self) -> bool:
         """Whether lengths are tokens (otherwise characters) and the texts can be packed."""
-        return self._tokens is not None
+        return self.tokens is not None
 
     def goes_with(self, other: Texts) -> bool:
         """Whether these texts and others can be inputs of one forward: the model makes no difference of their role."""
         if self.role == other.role:
             return True
+        if self.tokens is None or other.tokens is None:
+            return False
         routed = any(type(module).__name__ == "Router" for module in self._model.modules())
-        alike = self._padding == other._padding and _same(self._constant, other._constant)
-        return not routed and alike and self.tokenised and other.tokenised
+        alike = self.tokens.padding == other.tokens.padding and _same(self.tokens.constant, other.tokens.constant)
+        return not routed and alike
 
     def padded(self, numbers: Ints, longest: int) -> dict[str, Any]:
         """Features of some texts, each of shape (len(numbers), longest)."""
-        if self._tokens is None or self._padding is None:
-            return self._preprocess([self._texts[number] for number in numbers])
-        sizes, index = self._index(numbers)
-        within = torch.arange(longest, device=index.device)[None, :]  # (1, longest)
-        if self._padding.side == "left":
-            within = within - (longest - sizes[:, None])
-        valid = (within >= 0) & (within < sizes[:, None])  # (n, longest)
-        places = torch.where(valid, index[:, None] + within, 0).flatten()
-        found = {
-            name: torch.where(valid, tokens.index_select(0, places).view(valid.shape), self._padding.values[name])
-            for name, tokens in self._tokens.items()
-        }
-        return {**found, "attention_mask": valid.to(torch.int64), **self._constant}
-
-    def laid(self, numbers: Ints) -> dict[str, Tensor]:
-        """Tokens of some texts laid end to end, by input, each of shape (tokens,)."""
-        if self._tokens is None:
-            raise packed.PackedUnsupportedError("the model's input is not one row of tokens per text")
-        sizes, index = self._index(numbers)
-        total = int(self.lengths[numbers].sum())
-        shift = (index - (sizes.cumsum(0) - sizes)).repeat_interleave(sizes, output_size=total)
-        places = torch.arange(total, device=index.device) + shift
-        return {name: tokens.index_select(0, places) for name, tokens in self._tokens.items()}
-
-    @property
-    def constant(self) -> dict[str, Any]:
-        """Features that are the same for all texts."""
-        return self._constant
-
-    def _index(self, numbers: Ints) -> tuple[Tensor, Tensor]:
-        """Lengths of some texts, and where each begins among the tokens, on the device."""
-        both = torch.from_numpy(np.stack([self.lengths[numbers], self._starts[numbers]]))
-        sizes, index = hardware.moved(both, self._model.device).unbind()
-        return sizes, index
+        if self.tokens is None:
+            prompt = prompt_for(self._model, self.role) or None
+            return self._model.preprocess([self._texts[number] for number in numbers], prompt=prompt, task=self.role)
+        return self.tokens.padded(numbers, longest)
 
 
 def _same(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -280,8 +217,7 @@ class Embedder:
         self.padded_tokens += int(lengths.sum()) if self.packed else len(chunk) * longest
         where = self.model.device
         if self.packed:
-            laid = _joined([texts.laid(numbers) for texts, numbers in parts])
-            features = packed.features(laid, lengths, self.position_offset) | parts[0][0].constant
+            features = self._packed(parts, lengths)
         else:
             features = _joined([texts.padded(numbers, longest) for texts, numbers in parts])
         moved = {
@@ -292,6 +228,14 @@ class Embedder:
         if len(parts) == 1:
             return vectors
         return vectors.index_select(0, hardware.moved(torch.from_numpy(back), vectors.device))
+
+    def _packed(self, parts: Sequence[Column], lengths: Ints) -> dict[str, Any]:
+        """Features of some texts laid end to end."""
+        tokens = [(texts.tokens, numbers) for texts, numbers in parts if texts.tokens is not None]
+        if len(tokens) < len(parts):
+            raise packed.PackedUnsupportedError("the model's input is not one row of tokens per text")
+        laid = _joined([some.laid(numbers) for some, numbers in tokens])
+        return packed.features(laid, lengths, self.position_offset) | tokens[0][0].constant
 
     def autocast(self) -> AbstractContextManager[Any]:
         """Where forwards of this precision belong."""

@@ -12,16 +12,12 @@ from typing import Final, Literal
 import torch
 from torch import Tensor
 
+from tasks.encoding import moved as moved
+from tasks.encoding import out_of_memory as out_of_memory
+from tasks.encoding import release as release
+
 _TENSOR_CORES: Final = (7, 0)
 """Compute capability from which a GPU multiplies fp16 matrices faster than fp32 ones (Volta)."""
-
-_OUT_OF_MEMORY: Final = (
-    "can't allocate memory",
-    "CUDA out of memory",
-    "CUDA error: out of memory",
-    "CUBLAS_STATUS_ALLOC_FAILED",
-    "CUDNN_STATUS_ALLOC_FAILED",
-)
 
 _ROUNDS: Final = 9
 """Interleaved measurements of both precisions, of which the median ratio counts."""
@@ -51,13 +47,6 @@ def chunk_tokens(where: torch.device) -> int:
     chunk launches every kernel of the model anew, which takes longer than a thousand tokens keep the GPU busy.
     """
     return 65_536 if where.type == "cuda" else 1024
-
-
-def moved(tensor: Tensor, where: torch.device) -> Tensor:
-    """The tensor on the device; to a GPU from pinned memory, so that the copy does not hold up what comes next."""
-    if where.type != "cuda" or tensor.device.type != "cpu":
-        return tensor.to(where)
-    return tensor.pin_memory().to(where, non_blocking=True)
 
 
 def half(where: torch.device) -> Literal["fp32", "bf16", "fp16"]:
@@ -101,13 +90,6 @@ def attention(where: torch.device) -> Literal["eager", "sdpa"]:
     return "sdpa" if where.type == "cuda" else "eager"
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory ran out: in PyTorch's allocators, or in a library that allocates by itself."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
-
-
 def computes(precision: str, where: torch.device) -> bool:
     """Whether the device has instructions for this precision, and need not imitate it."""
     return where.type != "cuda" or precision != "bf16" or bf16_pays(where)
@@ -117,12 +99,6 @@ def wait(where: torch.device) -> None:
     """Wait until a GPU has done what it was given, before the clock is read."""
     if where.type == "cuda":
         torch.cuda.synchronize(where)
-
-
-def release() -> None:
-    """Give back the GPU memory that PyTorch holds in reserve."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 def free_memory(where: torch.device) -> int | None:
