@@ -51,5 +51,5 @@ def test_a_file_that_is_there_is_never_replaced(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
-    assert "is there already" in capsys.readouterr().err
+    assert "already exists" in capsys.readouterr().err
     assert file.read_text() == "# mine\n"

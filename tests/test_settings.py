@@ -57,7 +57,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
         ("alerts.heartbeat_minutes = 2", "alerts.heartbeat_minutes", "greater than or equal to 9"),
         ("alert.late_minutes = 2", "alert", "not permitted"),
         ("watch.windows = 1", "watch", "windows_below (2) is above windows (1)"),
-        ("[channels.'On Call']\nkind = 'slack'\nsecret_env = 'X'", "channels", "no name of a channel"),
+        ("[channels.'On Call']\nkind = 'slack'\nsecret_env = 'X'", "channels", "not a valid channel name"),
         ("[channels.ops]\nkind = 'fax'\nsecret_env = 'X'", "channels.ops.kind", "'slack', 'teams'"),
         ("[channels.ops]\nkind = 'email'\nsecret_env = 'X'", "channels.ops", "needs `sender` and `recipients`"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nsender = 'a@b.c'", "channels.ops", "kind email"),

@@ -30,7 +30,7 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
             f"{escape(name):<28} {escape(automation.description)} [dim]({', '.join(targets) or 'no message'}{off})[/]"
         )
     if not told:
-        console.print("Nobody is told anything: name a channel in ratchet.toml, then `ratchet deploy`.")
+        console.print("No alerts are sent: add a channel to ratchet.toml, then run `ratchet deploy`.")
 
 
 @app.command("test")
@@ -48,6 +48,6 @@ def send_tests(state: StateOption = None) -> None:
             name = automation.name.removeprefix(automations.PREFIX)
             console.print(f"{mark}  {escape(name):<12} to {escape(channel)}{': ' + escape(error) if error else ''}")
     if not sent:
-        raise CliError("no alert has a channel: name one in ratchet.toml, then `ratchet deploy`")
+        raise CliError("no alert has a channel: add one to ratchet.toml, then run `ratchet deploy`")
     if failed:
-        raise CliError(f"{failed} of {sent} test alerts were not taken")
+        raise CliError(f"{failed} of {sent} test alerts were not accepted")

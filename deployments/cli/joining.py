@@ -26,7 +26,7 @@ def join(
     from tasks.training import TrainingError
 
     if not os.environ.get("RATCHET_RENDEZVOUS"):
-        raise UsageError("RATCHET_RENDEZVOUS is not set: the host:port that is set on the run's other machines")
+        raise UsageError("RATCHET_RENDEZVOUS is not set: use the host:port of the run's other machines")
     say(f"waiting for run {run_id} to begin training")
     try:
         candidate = night.join(connect(state, store), run_id, work_folder(), seconds=60 * minutes)

@@ -40,7 +40,7 @@ def up(state: StateOption = None) -> None:
             while all(stack.running().values()):
                 time.sleep(1)
             ended = ", ".join(name for name, alive in stack.running().items() if not alive)
-            raise local.StackError(f"{ended} ended by itself; see {stack.logs()}")
+            raise local.StackError(f"{ended} stopped unexpectedly; see {stack.logs()}")
     except KeyboardInterrupt:
         console.print("stopped")
 
@@ -113,8 +113,8 @@ def tour(state: StateOption = None) -> None:
         try:
             week.play(console, stack, store)
         except week.TourError as error:
-            raise CliError(f"the tour did not go as it must. {error}; logs are in {stack.logs()}") from error
-        console.print(f"Took       {time.monotonic() - began:.0f} s; every night ended as it must")
+            raise CliError(f"the tour did not go as expected. {error}; logs are in {stack.logs()}") from error
+        console.print(f"Took       {time.monotonic() - began:.0f} s; every night ended as expected")
         console.print("Again      `make up` shows all runs and artifacts, as long as .ratchet is kept")
 
 

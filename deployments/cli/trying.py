@@ -32,7 +32,7 @@ def try_pairs(
         if needed is not None and not needed.exists():
             raise UsageError(f"there is no file or folder {needed}")
     if out is not None and out.exists():
-        raise UsageError(f"{out} exists already: name a folder that does not")
+        raise UsageError(f"{out} already exists: name a new directory")
     try:
         labels = trial.read(path, corpus)
         if labels.rejected:
@@ -63,9 +63,7 @@ def init(
     try:
         settings.write(file)
     except FileExistsError:
-        raise UsageError(
-            f"{file} is there already, and is left as it is: name another file, or edit that one"
-        ) from None
+        raise UsageError(f"{file} already exists and is not overwritten: name another file, or edit this one") from None
     except OSError as error:
         raise CliError(f"{file} cannot be written: {error.strerror}") from error
     console.print(f"wrote {escape(str(file))}; next: edit it, then `ratchet deploy --dry-run`")
@@ -91,7 +89,7 @@ def convert(
     except exports.ConvertError as error:
         raise CliError(f"{export}: {error}") from error
     except FileExistsError:
-        raise UsageError(f"{out} is there already and stays as it is: name another file") from None
+        raise UsageError(f"{out} already exists and is not overwritten: name another file") from None
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     console.print(

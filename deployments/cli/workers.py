@@ -41,6 +41,6 @@ def resume(pool: PoolArgument, mark: MarkOption = None, state: StateOption = Non
     from deployments.server import drain as draining
 
     if draining.resume(pool, mark=mark):
-        console.print(f"pool {escape(pool)} takes runs again")
+        console.print(f"pool {escape(pool)} accepts runs again")
     else:
-        console.print(f"pool {escape(pool)} is left as it is: it was not paused by `ratchet drain`")
+        console.print(f"pool {escape(pool)} is unchanged: it was not paused by `ratchet drain`")

@@ -89,7 +89,7 @@ def play(console: Console, stack: local.Stack, store: Store) -> None:
             day.upload(store)
             outcome = _night(console, stack, store, day)
             if (store.get("production.json").body == before) == (day.verdict == "promoted"):
-                raise TourError(f"{day.name}: production.json is not as a night that is {day.verdict} leaves it")
+                raise TourError(f"{day.name}: production.json is not what a {day.verdict} night leaves")
             if day.verdict == "regressed":
                 _show_alert(console, received, outcome)
     _say(console, "Sunday", "Somebody liked the old results better, and goes back to them: rollback/manual.")
@@ -157,18 +157,18 @@ def _night(console: Console, stack: local.Stack, store: Store, day: Day) -> Outc
     final = follow.follow(console, run)
     outcome = follow.find_outcome(store, run)
     if outcome is None:
-        raise TourError(f"{day.name} must end {day.verdict}; its run ended {final}, without a verdict")
+        raise TourError(f"{day.name} should end {day.verdict}; its run ended {final}, without a verdict")
     show.to(console, show.outcome(outcome))
     if outcome.verdict != day.verdict:
         raise TourError(
-            f"{day.name} must end {day.verdict} and ended {outcome.verdict}: {' '.join(outcome.reasons)} "
+            f"{day.name} should end {day.verdict} but ended {outcome.verdict}: {' '.join(outcome.reasons)} "
             f"(run {outcome.run_id})"
         )
     report = stack.state / "tour" / f"{day.name.lower()}.html"
     report.parent.mkdir(exist_ok=True)
     report.write_bytes(store.get(f"runs/{outcome.run_id}/report.html").body)
     _look(console, follow.address(stack.ui_url, run), day.look)
-    console.print(f"Report     {escape(str(report))}, to be opened in a browser")
+    console.print(f"Report     {escape(str(report))} (open it in a browser)")
     return outcome
 
 

@@ -82,7 +82,7 @@ def build(pool: str, kind: Kind) -> Template:
 
     base = run_coro_as_sync(get_default_base_job_template_for_infrastructure_type(kind))
     if base is None:
-        raise LookupError(f"Prefect knows no {kind} worker: install prefect-{kind}")
+        raise LookupError(f"Prefect has no {kind} worker: install prefect-{kind}")
     _default(base, "stream_output", False)  # a run must not die of a broken pipe when its worker is killed
     job = base["job_configuration"]
     # merged key by key with the `env` of pool and deployment, which win

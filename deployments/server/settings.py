@@ -81,7 +81,7 @@ class Schedule(Parameters):
     @classmethod
     def _is_timezone(cls, value: str) -> str:
         if value not in available_timezones():
-            raise ValueError(f"{value!r} is no time zone of the IANA database, such as Europe/Berlin")
+            raise ValueError(f"{value!r} is not an IANA time zone such as Europe/Berlin")
         return value
 
 
@@ -158,7 +158,9 @@ class Settings(Parameters):
     def _are_block_names(cls, channels: dict[str, Channel]) -> dict[str, Channel]:
         for name in channels:
             if not re.fullmatch(_CHANNEL_NAME, name):
-                raise ValueError(f"{name!r} is no name of a channel: small letters, digits and single dashes")
+                raise ValueError(
+                    f"{name!r} is not a valid channel name: use lowercase letters, digits and single dashes"
+                )
         return channels
 
 

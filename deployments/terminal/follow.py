@@ -103,7 +103,7 @@ def start(deployment: str, parameters: dict[str, Any]) -> UUID:
     except ObjectNotFound as error:
         raise RunError(f"there is no deployment {deployment!r}: register it with `ratchet deploy`") from error
     except (PrefectHTTPStatusError, httpx.TransportError) as error:
-        raise RunError(f"the Prefect API did not take the run: {error}") from error
+        raise RunError(f"the Prefect API did not accept the run: {error}") from error
     return run.id
 
 

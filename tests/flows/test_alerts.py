@@ -186,7 +186,7 @@ def test_a_channel_that_takes_no_test_alert_is_named(
     assert tested.returncode == 1
     (failed,) = [line for line in tested.stdout.splitlines() if line.startswith("failed")]
     assert failed.split() == ["failed", "late", "to", "dead:", "ConnectError"]
-    assert f"1 of {len(get_args(AlertName)) + 1} test alerts were not taken" in tested.stderr
+    assert f"1 of {len(get_args(AlertName)) + 1} test alerts were not accepted" in tested.stderr
     assert "a-secret-path" not in tested.stdout + tested.stderr
 
     client.delete_block_document(client.read_block_document_by_name("ratchet-dead", "custom-webhook").id)

@@ -52,7 +52,7 @@ def test_the_poisoned_batch_asks_the_right_queries_and_gives_wrong_documents(sto
 
 @pytest.mark.parametrize(
     ("outcome", "message"),
-    [(OUTCOME, "Tuesday must end promoted and ended held: too alike"), (None, "its run ended Crashed, without")],
+    [(OUTCOME, "Tuesday should end promoted but ended held: too alike"), (None, "its run ended Crashed, without")],
     ids=["another verdict", "no verdict"],
 )
 def test_a_day_that_ends_otherwise_ends_the_tour(
