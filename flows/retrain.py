@@ -72,7 +72,7 @@ def retrain(
     checks: Checks = _CHECKS,
     limits: Limits = _LIMITS,
 ) -> Outcome:
-    """Fine-tune on everything up to tonight's new pairs, and promote the result only if it is surely better.
+    """Fine-tune on everything up to tonight's new pairs, and promote the result only if it is significantly better.
 
     Production is left exactly as it is unless Recall@10 and MRR both improve on the same held-out queries.
 

@@ -24,9 +24,9 @@ from tasks.storage import Store
 NIGHTS: Final = 60
 """Nights of the history."""
 
-OBJECTS: Final = 5
-SLICES: Final = 12
-REASONS: Final = 10
+_OBJECTS: Final = 5
+_SLICES: Final = 12
+_REASONS: Final = 10
 """Rows of a list in the report; how many more there are is said."""
 
 _THREADS: Final = 16
@@ -129,14 +129,14 @@ def gather(store: Store, outcome: Outcome) -> Material:
         checks=checks.table if checks else (),
         by_dimension={name: side.by_dimension for name, side in scored.sides.items()} if scored else {},
         training=run.find(runs.CANDIDATE),
-        slices=slices[:SLICES],
-        more_slices=max(0, len(slices) - SLICES),
+        slices=slices[:_SLICES],
+        more_slices=max(0, len(slices) - _SLICES),
         moved=scored.moved if scored else Moved(),
         rejected=_rejected(store, entries),
         measures=checks.result.measures if checks else {},
         languages=checks.result.languages if checks else {},
-        objects=[ObjectRow(source.key, source.accepted, source.rejected) for source in objects[:OBJECTS]],
-        more_objects=max(0, len(objects) - OBJECTS),
+        objects=[ObjectRow(source.key, source.accepted, source.rejected) for source in objects[:_OBJECTS]],
+        more_objects=max(0, len(objects) - _OBJECTS),
         history=_history(store, outcome),
         parameters={name: group.model_dump(mode="json") for name, group in vars(settings).items()} if settings else {},
         versions=_versions(),
@@ -161,8 +161,8 @@ def _rejected(store: Store, entries: Sequence[commit_log.Commit]) -> dict[str, i
         for line in blob.body.splitlines() if blob else ():
             counts[str(orjson.loads(line)["reason"])] += 1
             if counts.total() >= _MOST_REJECTED:
-                return dict(counts.most_common(REASONS))
-    return dict(counts.most_common(REASONS))
+                return dict(counts.most_common(_REASONS))
+    return dict(counts.most_common(_REASONS))
 
 
 def _history(store: Store, outcome: Outcome) -> list[NightRow]:

@@ -62,10 +62,15 @@ def plain(text: str) -> str:
     return re.sub(" +", " ", text).strip()
 
 
+def cut(text: str, longest: int) -> str:
+    """A text of at most `longest` characters; one that is longer ends in an ellipsis."""
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def quote(text: str, longest: int = _LONGEST_QUOTE) -> str:
     """A text from outside, plain, cut, and in backquotes, so that not even a bare host name becomes a link."""
     text = plain(text[: 4 * longest])  # a text may be a megabyte
-    return f"`{text[: longest - 3] + '...' if len(text) > longest else text}`"
+    return f"`{cut(text, longest)}`"
 
 
 def message(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Message:
@@ -74,7 +79,7 @@ def message(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Messag
         return _regression(outcome, evidence, run_url)
     text = _Text(LONGEST - 600)
     for reason in outcome.reasons:
-        text.add(_cut(plain(reason), 600))
+        text.add(cut(plain(reason), 600))
     titles = {"blocked": "the data checks stopped the night"}
     return _finish(
         f"Ratchet: {titles.get(outcome.verdict, f'the night ended {outcome.verdict}')}", text, outcome, run_url
@@ -85,7 +90,7 @@ def pending_message(pending: Pending, run_url: str | None) -> Message:
     """What is said of an object that several nights in a row could not read."""
     lines = [
         f"{quote(pending.key, 200)} could not be read for {pending.nights} nights in a row:",
-        _cut(plain(pending.reason), 600),
+        cut(plain(pending.reason), 600),
         "Its rows are missing from the training and the test. Mend the object or its permissions, or remove it.",
         *([f"Run: {run_url}"] if run_url else []),
     ]
@@ -167,7 +172,3 @@ def _compared(label: str, before: float | None, after: float | None, delta: Delt
 
 def _rank(reciprocal: float) -> str:
     return f"{1 / reciprocal:,.0f}" if reciprocal > 0 else "not found"
-
-
-def _cut(text: str, longest: int) -> str:
-    return text if len(text) <= longest else text[: longest - 3] + "..."

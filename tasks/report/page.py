@@ -22,6 +22,7 @@ from tasks.config import METRIC_LABELS, TARGETS, Outcome
 from tasks.records import Candidate
 from tasks.report import charts
 from tasks.report.material import Material
+from tasks.report.messages import cut
 
 _LINE: Final = 500
 """Characters of a reason or a name that are shown."""
@@ -29,9 +30,9 @@ _LINE: Final = 500
 _REASONS: Final = 20
 _LANGUAGES: Final = 5
 
-HEADLINES: Final = {
+_HEADLINES: Final = {
     "promoted": "The candidate is better and now serves.",
-    "held": "The candidate is not surely better; production stays.",
+    "held": "The candidate is not significantly better; production stays.",
     "regressed": "The candidate is worse; production stays.",
     "blocked": "The data checks stopped the night; production stays.",
     "skipped": "There was nothing to fine-tune on; production stays.",
@@ -41,7 +42,7 @@ HEADLINES: Final = {
 
 def _headline(outcome: Outcome) -> str:
     """The verdict in one sentence. That production stays is said only where it did."""
-    text = HEADLINES[outcome.verdict]
+    text = _HEADLINES[outcome.verdict]
     if outcome.verdict == "promoted" or outcome.production_before == outcome.production_after:
         return text
     return text.replace("production stays", "production changed while it ran")
@@ -94,7 +95,7 @@ def dimension_rows(material: Material) -> list[tuple[str, ...]]:
     ]
 
 
-def data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
+def _data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
     """What the night had to work with: counts, lengths in characters, languages of a sample, each as two texts."""
     rows = [(name.replace("_", " ").capitalize(), f"{count:,}") for name, count in outcome.counts.items()]
     for kind in ("query", "document"):
@@ -107,7 +108,7 @@ def data_rows(outcome: Outcome, material: Material) -> list[tuple[str, str]]:
     return rows
 
 
-def training_rows(material: Material) -> list[tuple[str, str]]:
+def _training_rows(material: Material) -> list[tuple[str, str]]:
     """How the candidate was trained, each as two texts; empty where nothing was trained."""
     trained = material.training
     if trained is None:
@@ -170,12 +171,6 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
 
-def _cut(value: object, length: int = _LINE) -> str:
-    """A text that is short enough to be read: a night can have reasons as long as its file names."""
-    text = str(value)
-    return text if len(text) <= length else f"{text[: length - 1]}…"
-
-
 def _signed(value: float) -> str:
     return f"{value:+.4f}"
 
@@ -189,7 +184,12 @@ def _render(template: str, context: dict[str, Any]) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": escape_markdown, "cut": _cut, "number": _number, "signed": _signed}
+    environment.filters |= {
+        "md": escape_markdown,
+        "cut": lambda value, longest=_LINE: cut(str(value), longest),
+        "number": _number,
+        "signed": _signed,
+    }
     return environment.get_template(template).render(context)
 
 
@@ -201,8 +201,8 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "headline": _headline(outcome),
         "scores": score_rows(outcome),
         "dimensions": dimension_rows(material),
-        "training": training_rows(material),
-        "data": data_rows(outcome, material),
+        "training": _training_rows(material),
+        "data": _data_rows(outcome, material),
         "material": material,
         "moved": vars(material.moved),
         "candidate": (outcome.candidate and outcome.candidate.version) or "none",
