@@ -271,7 +271,7 @@ def join(store: Store, run_id: str, work: Path, *, seconds: float) -> Candidate:
     return train(store, run_id, started.commit, started.training, work, production=started.production)
 
 
-def score(
+def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
     store: Store,
     run_id: str,
     commit: int,

@@ -49,7 +49,7 @@ _SAVED: Final = frozenset({".safetensors", ".json", ".txt", ".md", ".model"})
 """Kinds of file a saved model may consist of (.model: a SentencePiece vocabulary)."""
 
 
-def train(
+def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the steps of a night
     train: pa.Table,
     dev: EvaluationSet | None,
     documents: Sequence[str],

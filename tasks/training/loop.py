@@ -197,15 +197,7 @@ class Loop:
             self.stopped = self._reason_to_stop()
             if self.stopped is not None:
                 break
-            try:
-                self._step(step, batch)
-            except Exception:
-                raise
-            except BaseException:  # asked to end (SIGTERM under Prefect, Ctrl-C): what was done is not lost
-                if checkpoints is not None and self.group.leads and self.losses and self._between_steps:
-                    with suppress(StoreError):
-                        self._keep(checkpoints, step - 1)
-                raise
+            self._step_or_keep(step, batch, checkpoints)
             report("step", step, self.planned, self.losses[-1])
             if scored and (step in when or self._late()):
                 self._take_score(self._score(scored, step))
@@ -218,6 +210,18 @@ class Loop:
         elif self.best_step < len(self.losses):
             self.model.load_state_dict(self.best)
         self.model.max_seq_length = self._serving_length
+
+    def _step_or_keep(self, step: int, batch: Batch, checkpoints: Checkpoints | None) -> None:
+        """Take a step; asked to end (SIGTERM under Prefect, Ctrl-C), keep what was done before it."""
+        try:
+            self._step(step, batch)
+        except Exception:
+            raise
+        except BaseException:
+            if checkpoints is not None and self.group.leads and self.losses and self._between_steps:
+                with suppress(StoreError):
+                    self._keep(checkpoints, step - 1)
+            raise
 
     def _keep(self, checkpoints: Checkpoints, step: int) -> None:
         """Save a checkpoint; one that is missed costs nothing, several in a row end the run (StoreError).
