@@ -21,7 +21,9 @@ T = TypeVar("T")
 Regression = Literal["began", "goes on", "ended"]
 """Where a run stands in a streak of nights that regress."""
 
-_JUDGED: Final = ("promoted", "held", "regressed")
+JUDGED: Final = ("promoted", "held", "regressed")
+"""Verdicts of runs whose candidate was compared with production."""
+
 _RUNS: Final = "runs/"
 _RUN_ID = re.compile(r"\d{8}T\d{6}Z-[0-9a-f]{8}")
 _LOOKED_AT: Final = 3
@@ -178,10 +180,10 @@ def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None
 
 def regression(store: Store, outcome: Outcome) -> Regression | None:
     """Where this run stands in a streak of nights that regress; nights on which nothing was judged are passed over."""
-    if outcome.verdict not in _JUDGED:
+    if outcome.verdict not in JUDGED:
         return None
     outcomes = (run.outcome for run in backwards(store, before=outcome.run_id))
-    last = next((one.verdict for one in outcomes if one is not None and one.verdict in _JUDGED), None)
+    last = next((one.verdict for one in outcomes if one is not None and one.verdict in JUDGED), None)
     if outcome.verdict == "regressed":
         return "goes on" if last == "regressed" else "began"
     return "ended" if last == "regressed" else None

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tasks.config import Checks, Delta, Gate, Model, Outcome, Training, Verdict
-from tasks.records import DevScore, Estimate, Moved, MovedQuery, Returned, Trained
+from tasks.records import Band, DevScore, Estimate, Moved, MovedQuery, Returned, Trained
 from tasks.report import Material
 from tasks.report.material import NightRow, ObjectRow, SliceRow
 
@@ -144,6 +144,12 @@ def material(verdict: Verdict) -> Material:
             SliceRow("slice s3", 88, judged=True, recall_at_10=0.0455, mrr=0.0528),
         ],
         more_slices=4,
+        by_similarity=[
+            Band(0.0, 0.5, 40, {"recall_at_10": 0.012, "mrr": 0.031}),
+            Band(0.5, 0.6, 0, {}),
+            Band(0.9, 1.0, 21, {"recall_at_10": 0.095, "mrr": 0.142}),
+        ],
+        judged_since=5,
         moved=Moved([_moved(1.0, 0.0385)], [_moved(0.0667, 1.0), _moved(0.25, 1.0)]),
         numeric_path="bf16",
         **data,

@@ -9,8 +9,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tasks.config import Delta, Model, Outcome
-from tasks.report import Material, html, markdown
+from tasks.report import Material, html, markdown, material
 from tasks.report.page import dimension_rows, escape_markdown, score_rows
+from tests import report_cases
 
 HOSTILE = '<script>alert(1)</script> | [a](javascript:x) `b` ![i](http://evil/x.png)\n# head "quoted"'
 
@@ -93,3 +94,23 @@ def test_the_first_night_shows_the_base_model_as_production() -> None:
         by_dimension={"production": {"384": {"recall_at_10": 0.5}}, "candidate": {"384": {"recall_at_10": 0.6}}}
     )
     assert dimension_rows(found) == [("384", "0.5000", "0.5000", "0.6000", "1.54 GB")]
+
+
+def test_the_report_counts_candidates_since_the_last_promotion() -> None:
+    """Two were judged after the promotion, and tonight's: three; nights that judged nothing do not count."""
+    verdicts = ("regressed", "promoted", "held", "skipped", "regressed", "failed")
+    before = [Outcome(run_id=f"{n}", verdict=verdict, reasons=[], commit=1) for n, verdict in enumerate(verdicts)]
+    tonight = Outcome(run_id="9", verdict="held", reasons=[], commit=1)
+    assert material._judged_since(before, tonight) == 3
+    assert material._judged_since([], tonight) == 1
+    assert material._judged_since(before, tonight.model_copy(update={"verdict": "blocked"})) == 2
+
+
+def test_the_report_shows_the_gain_by_nearness_to_training() -> None:
+    """Bands that have queries, on both pages, and how many candidates were judged."""
+    shown, text = report_cases.outcome("held"), report_cases.material("held")
+    for page in (markdown(shown, text), html(shown, text)):
+        assert "0.9 to 1.0" in page
+        assert "+0.1420" in page
+        assert "0.5 to 0.6" not in page
+        assert "Candidates judged since the last promotion: 5" in page

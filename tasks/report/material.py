@@ -8,16 +8,16 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, takewhile
 from typing import Final
 
 import orjson
 
 from tasks import runs
 from tasks.config import DECISIVE, Outcome, Verdict
-from tasks.gate import Decision
+from tasks.gate import NEW_DOCUMENTS, Decision
 from tasks.intake import commit_log
-from tasks.records import Moved, Trained
+from tasks.records import Band, Moved, Trained
 from tasks.runs import File, Run
 from tasks.storage import Store
 
@@ -82,8 +82,11 @@ class Material:
         checks: rows of the checks' table.
         by_dimension: side ("base", "production", "candidate") -> dimension -> metric -> mean.
         training: how the candidate was trained.
-        slices: the slices of the test set, those that fell most first.
+        slices: the slices of the test set: new documents first, then those that fell most.
         more_slices: how many there are besides.
+        by_similarity: the gain by how near training came to a query.
+        judged_since: candidates that were judged since the last promotion, this one included; the more, the luckier
+            is the one that is promoted.
         moved: the queries that lost and gained most, with the documents returned.
         rejected: reason -> rows of the night's new objects.
         measures, languages: what the checks measured of the data.
@@ -100,6 +103,8 @@ class Material:
     training: Trained | None = None
     slices: Sequence[SliceRow] = ()
     more_slices: int = 0
+    by_similarity: Sequence[Band] = ()
+    judged_since: int = 0
     moved: Moved = field(default_factory=Moved)
     rejected: Mapping[str, int] = field(default_factory=dict)
     measures: Mapping[str, float | None] = field(default_factory=dict)
@@ -123,6 +128,7 @@ def gather(store: Store, outcome: Outcome) -> Material:
     slices = _slices(run.find(File(runs.DECISION, Decision)))
     taken = run.find(runs.TAKEN)
     since = taken.since if taken and taken.since is not None else begun.last_commit if begun else 0
+    before = _before(store, outcome)
     entries = commit_log.read(store, range(since + 1, outcome.commit + 1)) if outcome.commit else []
     objects = sorted((source for entry in entries for source in entry.objects), key=lambda s: (-s.accepted, s.key))
     return Material(
@@ -131,13 +137,15 @@ def gather(store: Store, outcome: Outcome) -> Material:
         training=run.find(runs.CANDIDATE),
         slices=slices[:_SLICES],
         more_slices=max(0, len(slices) - _SLICES),
+        by_similarity=scored.by_similarity if scored else (),
+        judged_since=_judged_since(before, outcome),
         moved=scored.moved if scored else Moved(),
         rejected=_rejected(store, entries),
         measures=checks.result.measures if checks else {},
         languages=checks.result.languages if checks else {},
         objects=[ObjectRow(source.key, source.accepted, source.rejected) for source in objects[:_OBJECTS]],
         more_objects=max(0, len(objects) - _OBJECTS),
-        history=_history(store, outcome),
+        history=_history(before, outcome),
         parameters={name: group.model_dump(mode="json") for name, group in vars(settings).items()} if settings else {},
         versions=_versions(),
         numeric_path=scored.numeric_path if scored else "",
@@ -145,12 +153,12 @@ def gather(store: Store, outcome: Outcome) -> Material:
 
 
 def _slices(decision: Decision | None) -> list[SliceRow]:
-    """Slices of a decision, the largest fall first."""
+    """Slices of a decision: new documents first, then the largest fall."""
     rows = [
         SliceRow(name, part.queries, part.judged, **{metric: part.values.get(metric, 0.0) for metric in DECISIVE})
         for name, part in (decision.slices.items() if decision else ())
     ]
-    return sorted(rows, key=lambda row: (min(row.recall_at_10, row.mrr), row.name))
+    return sorted(rows, key=lambda row: (row.name != NEW_DOCUMENTS, min(row.recall_at_10, row.mrr), row.name))
 
 
 def _rejected(store: Store, entries: Sequence[commit_log.Commit]) -> dict[str, int]:
@@ -165,15 +173,25 @@ def _rejected(store: Store, entries: Sequence[commit_log.Commit]) -> dict[str, i
     return dict(counts.most_common(_REASONS))
 
 
-def _history(store: Store, outcome: Outcome) -> list[NightRow]:
-    """The last nights on which models were scored, this one included: what served after each, on that night's test."""
+def _before(store: Store, outcome: Outcome) -> list[Outcome]:
+    """The last runs before this one that have an outcome, oldest first."""
     earlier = list(islice(runs.backwards(store, before=outcome.run_id), NIGHTS))
     with ThreadPoolExecutor(_THREADS) as pool:
-        before = list(pool.map(lambda run: run.outcome, reversed(earlier)))
+        return [found for found in pool.map(lambda run: run.outcome, reversed(earlier)) if found is not None]
+
+
+def _judged_since(before: Sequence[Outcome], outcome: Outcome) -> int:
+    """Candidates judged since the last promotion among these runs, this one included."""
+    verdicts = [outcome.verdict, *takewhile("promoted".__ne__, (one.verdict for one in reversed(before)))]
+    return sum(verdict in runs.JUDGED for verdict in verdicts)
+
+
+def _history(before: Sequence[Outcome], outcome: Outcome) -> list[NightRow]:
+    """The last nights on which models were scored, this one included: what served after each, on that night's test."""
     nights = []
     for night in [*before, outcome]:
-        served = night and (night.candidate if night.verdict == "promoted" else night.production)
-        if night and served and {*DECISIVE} <= served.scores.keys():
+        served = night.candidate if night.verdict == "promoted" else night.production
+        if served and {*DECISIVE} <= served.scores.keys():
             nights.append(NightRow(night.run_id, night.verdict, *(served.scores[name] for name in DECISIVE)))
     return nights
 

@@ -69,8 +69,8 @@ def score_rows(outcome: Outcome) -> list[ScoreRow]:
         after, before = outcome.candidate.scores.get(metric), outcome.production.scores.get(metric)
         delta = outcome.deltas.get(metric)
         difference = "" if before is None or after is None else f"{after - before:+.4f}"
-        if delta is not None:
-            difference += f" ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
+        if delta is not None:  # without queries that nearly repeat a training query
+            difference = f"{delta.value:+.4f} ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
         start = outcome.base.scores.get(metric) if outcome.base else None if outcome.production.version else before
         target = f"{TARGETS[metric]:.2f}" + ("" if after is None else "\u00a0✓" if after >= TARGETS[metric] else "")
         rows.append(ScoreRow(label, _number(start), _number(before), _number(after), difference, target))
