@@ -87,7 +87,7 @@ class ChecksResult(_Record):
     commit: int
     verdict: Verdict
     reasons: tuple[str, ...]
-    """Why the night is blocked or skipped; empty when it goes on."""
+    """Why the night is blocked or skipped; empty when it continues."""
     warnings: tuple[str, ...]
     guidance: str
     counts: dict[str, int]

@@ -1,4 +1,4 @@
-"""What could keep a night from running, looked at one by one, and said in words with what to do about it."""
+"""What could keep a night from running, checked one by one, each with what to do about it."""
 
 from __future__ import annotations
 

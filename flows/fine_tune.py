@@ -25,7 +25,7 @@ def fine_tune(
     """Train on one commit, publish the candidate, score it and production on the same test set.
 
     The night's flow starts this on the GPU pool; everything but these small parameters goes through the store.
-    Each step writes its result under `runs/<run_id>/`, so another attempt goes on where this one stopped.
+    Each step writes its result under `runs/<run_id>/`, so another attempt continues where this one stopped.
 
     Args:
         run_id: The night's run; its folder in the store takes all results.

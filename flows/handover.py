@@ -42,7 +42,7 @@ def _child_crashed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
 @task(
     name="fine-tune elsewhere",
     cache_policy=NO_CACHE,
-    # a machine may die, and the one after it; what kills three in a row is not the machines. Each child goes on from
+    # a machine may die, and the one after it; what kills three in a row is not the machines. Each child continues from
     # the last one's checkpoint
     retries=2,
     # the place that the dead child held among the runs of its deployment is free by then
@@ -104,7 +104,7 @@ def _hand_over(
         try:
             final = _wait(client, child.id, patience, on_state)
         except BaseException:
-            # cancelled, timed out, or killed politely: a GPU must not go on for a parent that is gone
+            # cancelled, timed out, or killed politely: a GPU must not keep working for a parent that is gone
             _cancel(client, child.id)
             raise
     state = final.state

@@ -124,7 +124,7 @@ class Training(Parameters):
         0.75, 17, "Dollars per hour of the training machine, for the cost in the report.", ge=0
     )
     checkpoint_minutes: float = _field(
-        10.0, 18, "Minutes between checkpoints, from which a killed fine-tuning goes on.", gt=0, le=1440
+        10.0, 18, "Minutes between checkpoints, from which a killed fine-tuning continues.", gt=0, le=1440
     )
     processes: int = _field(
         1, 19, "Processes that share each batch on this machine: one per GPU, or several on its CPU.", ge=1, le=64

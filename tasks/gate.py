@@ -371,7 +371,7 @@ def _too_little_gain(
 def _slices(everything: _Pair, pair: _Pair, gate: Gate) -> dict[str, SliceDelta]:
     """The decisive metrics' mean difference over each slice that has a query.
 
-    Golden queries are all of them: that one nearly repeats a training query is no reason to lose it.
+    Golden queries are all of them: that one nearly repeats a training query is not a reason to lose it.
     """
     found = {}
     for name in sorted(pair.slices):

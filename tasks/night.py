@@ -1,7 +1,7 @@
 """The steps of a night as plain functions on a store: read, one call of the logic, write into the run's folder.
 
 Whatever a step found is stored once and read by later steps and later attempts (`Run.once`), on whichever machine
-they run; so a night that was interrupted anywhere goes on where it stopped. Heavy libraries are imported in the step
+they run; so a night that was interrupted anywhere continues where it stopped. Heavy libraries are imported in the step
 that needs them: a night with nothing new loads none of them.
 """
 
@@ -480,7 +480,7 @@ class Retired:
 def retire(
     store: Store, *, keep: int | None = None, ledger_entries: int | None = None, dry_run: bool = False
 ) -> Retired:
-    """Delete the versions that nothing needs, and the checkpoints of runs that nobody goes on with.
+    """Delete the versions that nothing needs, and the checkpoints of abandoned runs.
 
     Kept is what serves, what the ledger's last entries name, what a run without a verdict uses, and the last `keep`
     candidates. A run without a verdict counts as given up when nothing was written in its folder for a week.

@@ -276,7 +276,7 @@ def _check_shapes(queries: Floats, documents: Floats, relevant: Sequence[object]
 
 
 def _indices(query: int, relevant: Collection[int] | NDArray[np.integer], documents: int) -> NDArray[np.int64]:
-    """Distinct indices of a query's relevant documents. Raises ValueError for one that is no document's."""
+    """Distinct indices of a query's relevant documents. Raises ValueError for one that is not a document's."""
     found = np.array(sorted(set(relevant)))
     if len(found) == 0:
         return np.empty(0, dtype=np.int64)

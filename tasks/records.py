@@ -56,7 +56,7 @@ class Taken:
 
     Attributes:
         removed: Objects that are gone, or hold no rows any more, since the last night.
-        since: Commit after which rows are new; 0 where the log was started anew. None in runs of older versions.
+        since: Commit after which rows are new; 0 where the log was started again. None in runs of older versions.
         log: Which log the commit is of.
         pending, refused: Objects that could not be read, and of which nothing was taken.
         remarks: What the outcome says besides its reasons.

@@ -2,7 +2,7 @@
 
 Prefect's result cache stays off: a step's result is in the store, where another machine finds it too. Retries are
 for the store and the network; whatever else fails would fail the same way again. What the UI shows on the way is for
-people: a night goes on without it when the Prefect API is away.
+people: a night continues without it when the Prefect API is away.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from tasks.watch.messages import news
 
 
 def _store_failed(_task: object, _run: TaskRun, state: State[Any]) -> bool:
-    """Whether a step failed because of the store, or hung on it: the failures that another attempt can mend."""
+    """Whether a step failed because of the store, or hung on it: the failures that another attempt can fix."""
     return isinstance(state.result(raise_on_failure=False), StoreError | TimeoutError | alerts.DeliveryError)
 
 
@@ -262,7 +262,7 @@ def retire(store: str, work: str) -> None:
 
 @task(name="conclude", **_SHORT)
 def conclude(store: str, outcome: Outcome) -> Outcome:
-    """Write outcome and report, show the report in the UI, and tell whoever listens."""
+    """Write outcome and report, show the report in the UI, and send alerts."""
     opened = Store.open(store)
     outcome, page, charts = night.conclude(opened, outcome)
     for chart in charts:
@@ -317,7 +317,7 @@ def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:
 
 @task(name="roll back", **_SHORT)
 def roll_back(store: str, to_version: str | None, *, run_id: str, who: str, reason: str) -> dict[str, object]:
-    """Put an earlier version back, and tell whoever listens."""
+    """Put an earlier version back, and send alerts."""
     from tasks import registry
 
     opened = Store.open(store)
@@ -350,7 +350,7 @@ def watch(store: str, run_id: str, commit: int, rule: Watch, work: str) -> fresh
 
 @task(name="tell", **_SHORT)
 def tell(store: str, seen: fresh.Seen) -> None:
-    """Tell whoever listens, once, that production has drifted or stands still."""
+    """Send an alert, once, when production has drifted or stands still."""
     opened = Store.open(store)
     for one in news(seen):
         mark = f"watch/told/{one.identity}.json"

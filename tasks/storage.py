@@ -81,7 +81,7 @@ _CREDENTIALS_REFUSED: Final = frozenset(
         "UnrecognizedClientException",
     }
 )
-"""Codes of errors that other credentials could mend: they may have been rotated since the client was made."""
+"""Codes of errors that other credentials could fix: they may have been rotated since the client was made."""
 
 _THROTTLED: Final = frozenset({"RequestTimeout", "RequestTimeTooSkewed", "SlowDown", "TooManyRequests", "Throttling"})
 """Codes of errors with a status of the client's that say nothing about the object that was asked for."""
@@ -464,7 +464,7 @@ class Store:
             raise StoreError(f"cannot read {self.uri(key)}: {_why(error)}") from error
 
     def delete(self, keys: Iterable[str]) -> None:
-        """Delete objects; keys that do not exist are no error."""
+        """Delete objects; keys that do not exist are ignored."""
         try:
             for key in keys:
                 self._delete(self.prefix + key)
@@ -529,7 +529,7 @@ class Store:
         return []
 
     def excess(self) -> list[str]:
-        """What these credentials may do that no night needs, in words; empty when they are as narrow as they can be.
+        """What these credentials may do that no night needs, empty when they are as narrow as they can be.
 
         Nothing is changed to find out: a write is tried under an ETag that no object has, a deletion on a key that no
         object has, a read on a key outside the prefix that no object has. Whoever may not is refused with 403 before

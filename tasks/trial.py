@@ -81,7 +81,7 @@ class Trial:
 
     @property
     def cautions(self) -> list[str]:
-        """What makes the figures weaker than they look, in words."""
+        """Reasons why the figures are weaker than they look."""
         found = []
         if self.folds > 1:
             found.append(

@@ -273,7 +273,7 @@ def test_a_pointer_deleted_by_hand_is_an_error_that_says_how_to_restore_it(store
     let_serve(store, two[1])
     store.delete(["production.json"])
     for act in (read_production, settle, history, back):
-        with pytest.raises(LedgerError, match=r"gone, but the ledger goes on to .*000000000002\.json"):
+        with pytest.raises(LedgerError, match=r"gone, but the ledger continues to .*000000000002\.json"):
             act(store)
     with pytest.raises(LedgerError):
         promote(store, two[0], None, run_id="r", who="w", reason="r", scores={})

@@ -66,7 +66,7 @@ app.add_typer(alerts.app, name="alerts", rich_help_panel="Look")
 
 
 def main() -> None:
-    """Run the command line; errors that people can mend are one message, not a traceback."""
+    """Run the command line; errors that people can fix are one message, not a traceback."""
     for number in _ENDING:
         signal.signal(number, _interrupt)  # so that `with` blocks are left, and what they started is stopped
     sanitise_logs()
@@ -88,7 +88,7 @@ def _interrupt(_number: int, _frame: FrameType | None) -> None:
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """The errors that are said in words; looked up late, as most commands need none of these modules."""
+    """The errors that are shown as one message; looked up late, as most commands need none of these modules."""
     from httpx import HTTPError
 
     from deployments.server.deploy import DeployError

@@ -1,4 +1,4 @@
-"""What every command shares: where it writes, which store and stack are meant, and errors that people can mend."""
+"""What every command shares: where it writes, which store and stack are meant, and errors that people can fix."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ SetOption = Annotated[
 
 
 class CliError(Exception):
-    """Something that the person at the keyboard can mend; the message says how."""
+    """Something that the user can fix; the message says how."""
 
 
 class UsageError(CliError):

@@ -94,7 +94,7 @@ def forget(
         raise CliError("something was written meanwhile that holds it: run the same again when no night is under way")
     console.print(escape(f"erased; {opened.uri(audit)} says what, without the text"))
     console.print(
-        "Workers keep vectors under RATCHET_WORK/vectors: delete that folder on each. The next night trains anew."
+        "Workers keep vectors under RATCHET_WORK/vectors: delete that folder on each. The next night trains again."
     )
 
 

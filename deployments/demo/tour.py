@@ -43,7 +43,7 @@ CHARS: Final = 160
 """Documents are cut to their first characters: a search among all of them is hard enough, and quickly scored."""
 
 TRAINING: Final = {"start_from": "production", "max_length": 48, "batch_size": 32, "learning_rate": 4e-4}
-"""Each night goes on from what serves with what is new: a minute or less, even without a GPU."""
+"""Each night continues from what serves with what is new: a minute or less, even without a GPU."""
 
 POISON: Final = "pairs/dt=thursday/a.jsonl"
 

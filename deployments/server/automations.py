@@ -4,7 +4,7 @@ Every alert is one automation, "ratchet: NAME", with one notification per channe
 verdict, drift, staleness) is an event that carries its text; what a run cannot tell, because it is dead or was never
 born, is seen by the server. `docs/alerts.md` says what to do about each.
 
-An automation is written only where it differs: writing it anew would restart the clocks of the ones that wait for
+An automation is written only where it differs: rewriting it would restart the clocks of the ones that wait for
 something not to happen. One that was switched off in the UI stays off.
 """
 
@@ -81,7 +81,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
             f"Ratchet: run {_RUN} {{{{ {_STATE}.name | lower }}}}",
             f"Run {_RUN} ended {{{{ {_STATE}.name }}}}. A run that breaks off before its promotion changes nothing.\n"
             f"{{{{ ({_STATE}.message | default('No message.')){_PLAIN} | truncate(600) }}}}\n{_LINK}\n"
-            "The next run goes on where this one stopped; to start it now, press Run on retrain/nightly.",
+            "The next run continues where this one stopped; to start it now, press Run on retrain/nightly.",
         ),
         Alert(
             "late",
@@ -136,7 +136,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
 
 
 def apply(settings: Settings, channels: Mapping[str, UUID | None], *, dry_run: bool = False) -> list[str]:
-    """Bring the server's automations into line with the settings; returns what differed, in words.
+    """Bring the server's automations into line with the settings; returns a line for each difference.
 
     Args:
         settings: Thresholds, and which channel gets what.

@@ -1,7 +1,7 @@
 """The channels of alerts as Prefect blocks: the secret is in the block on the server, and nowhere else.
 
 The kinds are those that Prefect brings itself. Its mail block speaks to SendGrid; mail by SMTP would need the package
-prefect-email. Addresses and keys are read from the environment of whoever runs `ratchet deploy`.
+prefect-email. Addresses and keys are read from the environment of the process that runs `ratchet deploy`.
 """
 
 from __future__ import annotations

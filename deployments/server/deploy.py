@@ -29,7 +29,7 @@ class DeployError(Exception):
 def deploy(
     settings: Settings, *, kind: pools.Kind = "process", environment: Mapping[str, str], dry_run: bool = False
 ) -> list[str]:
-    """Set up everything that the settings ask for; returns what differed from them, in words.
+    """Set up everything that the settings ask for; returns a line for each difference.
 
     Args:
         settings: What is wanted.
@@ -108,7 +108,7 @@ def read(file: Path, settings: Settings) -> dict[str, Any]:
 
 
 def compare(wanted: Mapping[str, Any], environment: Mapping[str, str]) -> list[str]:
-    """What differs between the deployments on the server and those of a `prefect.yaml`, in words."""
+    """What differs between the deployments on the server and those of a `prefect.yaml`, as lines of text."""
     from prefect.client.orchestration import get_client
     from prefect.exceptions import ObjectNotFound
 

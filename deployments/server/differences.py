@@ -1,4 +1,4 @@
-"""What stands on a Prefect server and what should stand there, compared in words."""
+"""What is on a Prefect server compared with what should be there, as lines of text."""
 
 from __future__ import annotations
 

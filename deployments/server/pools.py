@@ -72,7 +72,7 @@ def path(pool: str, kind: Kind) -> Path:
 
 
 def build(pool: str, kind: Kind) -> Template:
-    """A template anew: the installed Prefect's default for this kind, and what Ratchet adds.
+    """A fresh template: the installed Prefect's default for this kind, and what Ratchet adds.
 
     Raises:
         LookupError: Prefect knows no such worker; for containers and Kubernetes their packages must be installed.

@@ -139,7 +139,7 @@ def running(
 
     `deployments` is the prefect.yaml to register; `database` is where the Prefect server keeps its own, an address
     of PostgreSQL such as postgresql+asyncpg://user:password@host/name (a SQLite file in the state folder when left
-    out; only the server is told); `on_step` is told in words what is being done.
+    out; only the server is told); `on_step` is called with a line for each step.
     Raises AlreadyRunningError when another process owns the stack of this folder, StackError with the end of a log
     when something does not start.
     """

@@ -143,7 +143,7 @@ def _check_file(path: Path) -> None:
         raise ModelError(f"{path} asks for remote code (auto_map); models are loaded as data only")
     if path.name == "adapter_config.json":
         raise ModelError(
-            f"{path} belongs to an adapter (LoRA), which is no model without its base: merge it into the base model "
+            f"{path} belongs to an adapter (LoRA), which is not a model without its base: merge it into the base model "
             "(peft: merge_and_unload), save the whole model, and name that folder"
         )
 

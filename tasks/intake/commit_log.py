@@ -190,7 +190,7 @@ def load(store: Store, commit: int | None = None) -> State:
 
 
 def identity(store: Store) -> str:
-    """Which log this is: another one, once it was deleted and started anew; empty while it has no entry."""
+    """Which log this is: another one, once it was deleted and started again; empty while it has no entry."""
     blob = store.find(log_key(1))
     return "" if blob is None else _parse(store, 1, blob.body).attempt
 

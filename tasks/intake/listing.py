@@ -75,7 +75,7 @@ def too_many_gone(log: State, found: Found, limits: Limits) -> str:
     """Why the removals that a listing asks for need a person's word first; empty where they do not.
 
     An object that was replaced is not gone: one with the same bytes is new under another name, or a comparable number
-    of new ones is in its folder, as when a program writes a folder anew.
+    of new ones is in its folder, as when a program rewrites a folder.
     """
     gone = [key for key in found.gone if not is_ignored(key)]
     added = [entry for entry in found.new if entry.key not in log.objects]

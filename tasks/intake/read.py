@@ -122,7 +122,7 @@ class Changes:
 
 
 def changes(store: Store, since: int, upto: int) -> Changes:
-    """What the commits after `since`, up to `upto`, changed; everything, where `since` is of a log that is no more."""
+    """What the commits after `since`, up to `upto`, changed; everything, where `since` is of an earlier log."""
     since = since if since <= upto else 0
     before = commit_log.load(store, since).objects if since else {}
     removed: set[str] = set()

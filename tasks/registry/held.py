@@ -63,7 +63,7 @@ def release(store: Store, version: str, *, who: str, reason: str) -> list[Held]:
     at = store_time(store).isoformat()
     for one in found:
         record = {"version": version, "rollback": one.rollback.promotion, "who": who, "reason": reason, "at": at}
-        # whoever writes it first is the one that released it
+        # the first to write it is the one that released it
         store.put_if_absent(one.key, json.dumps(record, sort_keys=True, indent=1).encode() + b"\n")
     return found
 

@@ -124,7 +124,9 @@ def _pointer(store: Store) -> tuple[Production, Blob] | None:
         blob = store.find(POINTER)  # the first promotion may have happened between the two reads
         if blob is None:
             last = store.uri(entry_key(max(numbers)))
-            raise LedgerError(f"{store.uri(POINTER)} is gone, but the ledger goes on to {last}: copy that there")
+            raise LedgerError(
+                f"{store.uri(POINTER)} is missing, but the ledger continues to {last}: copy that entry there"
+            )
     change = _change(store, POINTER, blob)
     return Production(**dict(change), etag=blob.etag), blob
 
@@ -148,7 +150,7 @@ def _numbers(store: Store) -> set[int]:
     names = [entry.key.removeprefix(_LEDGER) for entry in store.entries(_LEDGER)]
     foreign = [name for name in names if not (len(name) == 17 and name[:12].isdecimal() and name.endswith(".json"))]
     if foreign:
-        raise LedgerError(f"{store.uri(_LEDGER + foreign[0])} is no entry of the ledger")
+        raise LedgerError(f"{store.uri(_LEDGER + foreign[0])} is not a ledger entry")
     return {int(name[:12]) for name in names}
 
 
@@ -166,7 +168,7 @@ def settle(store: Store, announce: Announce = silently) -> Production | None:
         now = read_production(store)
         if now is None or now.promotion <= production.promotion:
             raise LedgerError(
-                f"{store.uri(POINTER)} says change {production.promotion}, but the ledger goes on to "
+                f"{store.uri(POINTER)} says change {production.promotion}, but the ledger continues to "
                 f"{max(_numbers(store))}: an old pointer was put back by hand"
             )
         return settle(store, announce)  # another change happened while we were reading

@@ -122,7 +122,7 @@ def _delete(store: Store, version: str, rule: _Rule) -> bool:
 def _claim(store: Store, marker: str, before: datetime) -> bool:
     """Mark a version as being deleted by this call alone; False where another call is at it.
 
-    Were a marker shared, the call that gives way would take it from under the one that goes on deleting. A marker that
+    Were a marker shared, the call that gives way would take it from under the one that keeps deleting. A marker that
     is older than a day was left by a call that died.
     """
     own = f"being deleted by {secrets.token_hex(8)}\n".encode()

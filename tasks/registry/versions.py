@@ -235,7 +235,7 @@ def _parse(store: Store, version: str, blob: Blob) -> Manifest:
 def verify(store: Store, version: str) -> Manifest:
     """Check that a version is whole: its manifest is the one it is named after, every file is there in its size.
 
-    Hashes of the files are checked by whoever reads them (`pull`). Raises VersionError.
+    Hashes of the files are checked when they are read (`pull`). Raises VersionError.
     """
     manifest = read_manifest(store, version)
     stored = {entry.key.removeprefix(f"models/{version}/"): entry for entry in store.entries(f"models/{version}/")}

@@ -91,7 +91,7 @@ def pending_message(pending: Pending, run_url: str | None) -> Message:
     lines = [
         f"{quote(pending.key, 200)} could not be read for {pending.nights} nights in a row:",
         cut(plain(pending.reason), 600),
-        "Its rows are missing from the training and the test. Mend the object or its permissions, or remove it.",
+        "Its rows are missing from the training and the test. Fix the object or its permissions, or remove it.",
         *([f"Run: {run_url}"] if run_url else []),
     ]
     return Message("Ratchet: an object cannot be read", "\n".join(lines)[:LONGEST])

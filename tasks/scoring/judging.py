@@ -29,7 +29,7 @@ _DEPTH: Final = 10
 def to_judge(test: EvaluationSet, documents: Sequence[str], encoders: Sequence[Encoder], seed: int) -> bytes:
     """A random sample of queries with the documents in which the first tens of two models differ, as JSON lines.
 
-    A line is `{"query", "document", "relevant": null}`, in random order; whoever judges puts true or false for null,
+    A line is `{"query", "document", "relevant": null}`, in random order; the judge replaces null by true or false,
     and `ratchet convert` makes pairs of it. Documents that are labelled relevant already are left out.
 
     Args:

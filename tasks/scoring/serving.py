@@ -105,7 +105,7 @@ def check_serving(
     device: str | None = None,
     timeout: float = 900.0,
 ) -> list[str]:
-    """Why a stored version must not serve, in words; empty when it may.
+    """Reasons why a stored version must not serve; empty when it may.
 
     It must download and verify, load in a fresh process within `timeout` seconds, be what its manifest describes,
     give the scored vectors of `sample`, by `path` and by the library's own encode (`TOLERANCE`), and encode

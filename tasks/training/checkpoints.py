@@ -1,4 +1,4 @@
-"""Checkpoints of a training run in the store, so that another worker can go on where one was killed.
+"""Checkpoints of a training run in the store, so that another worker can continue where one was killed.
 
 A checkpoint is one object, so it is there wholly or not at all: a safetensors file whose metadata holds the rest as
 JSON. Its name carries the step and its SHA-256, and one that does not hash to its name is passed over for the one
@@ -22,12 +22,12 @@ from torch import Tensor
 from tasks.storage import Store, StoreError
 
 _KEPT: Final = 2
-"""Newest checkpoints kept while a run goes on."""
+"""Newest checkpoints kept while a run is under way."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on: tensors by name, and JSON."""
+    """Everything that a run needs to continue: tensors by name, and JSON."""
 
     tensors: Mapping[str, Tensor]
     state: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Rows -> batches: which texts are trained together, in which order, and which of them are no negatives of which.
+"""Rows -> batches: which texts are trained together, in which order, and which of them are not negatives of which.
 
 Texts are numbered once (`Examples`); a batch refers to them by number, so that each is tokenised once and a text that
 occurs twice in a batch is encoded once. Numpy only: what a batch holds does not depend on the model.
@@ -35,7 +35,7 @@ class Batch:
     """One step's texts, as numbers into `Examples.queries` and `Examples.documents`.
 
     For kind `ranking`, `documents` are the candidates (m,): positives and hard negatives, each distinct text once;
-    `positives` (n,) is the column of each query's own, and `masked` (n, m) marks candidates that are no negatives of
+    `positives` (n,) is the column of each query's own, and `masked` (n, m) marks candidates that are not negatives of
     the query. For `triplet` and `cosent`, `documents` has the n positives (right sides), then the negatives.
     """
 

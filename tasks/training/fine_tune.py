@@ -80,7 +80,7 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
 
     Raises:
         TrainingError: before anything is computed, for an unusable base model, settings that contradict each other
-            or the model, and rows that cannot be trained on; later, when the loss is no number.
+            or the model, and rows that cannot be trained on; later, when the loss is not a number.
     """
     began = time.time()
     _examples(train, training)
@@ -196,7 +196,7 @@ def _save(model: SentenceTransformer, base: Path, folder: Path, card: str) -> No
         inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
     tokenizer: Any = getattr(model, "tokenizer", None)
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # what the last call truncated and padded to is no property of the model
+    if backend is not None:  # what the last call truncated and padded to is not a property of the model
         backend.no_truncation()
         backend.no_padding()
     model.save(str(folder), create_model_card=False, safe_serialization=True)

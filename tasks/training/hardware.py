@@ -44,7 +44,7 @@ def chunk_tokens(where: torch.device) -> int:
     """Padded tokens that go through the model at once.
 
     On a CPU enough for full matrix products, little enough for the cache. On a GPU a whole batch where it fits: each
-    chunk launches every kernel of the model anew, which takes longer than a thousand tokens keep the GPU busy.
+    chunk launches every kernel of the model again, which takes longer than a thousand tokens keep the GPU busy.
     """
     return 65_536 if where.type == "cuda" else 1024
 

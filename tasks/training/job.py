@@ -77,7 +77,7 @@ class Job:
 
     @classmethod
     def read(cls, folder: Path) -> Job:
-        """Read what `write` wrote; the store of the checkpoints is opened anew."""
+        """Read what `write` wrote; the store of the checkpoints is opened again."""
         settings = json.loads((folder / _SETTINGS).read_text(encoding="utf-8"))
         start, kept = settings["start"], settings["checkpoints"]
         return cls(

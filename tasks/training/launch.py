@@ -1,7 +1,7 @@
 """Start the processes of a training run, follow them, and start them all again when one dies.
 
 Each process is `python -m tasks.training.worker`, given a folder with the job (`job.py`) and its place among the
-others. It answers with JSON. When one dies all are started again, and they go on from the last checkpoint. Several
+others. It answers with JSON. When one dies all are started again, and they continue from the last checkpoint. Several
 machines do the same side by side, and tell each other at a rendezvous; restarts work across them too. Tested with two
 launchers on one machine, not on two.
 """

@@ -362,7 +362,7 @@ class Loop:
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def checkpoint(self) -> Checkpoint:
-        """Everything needed to go on after the steps taken so far; the order of batches follows from the seed."""
+        """Everything needed to continue after the steps taken so far; the order of batches follows from the seed."""
         tensors = {f"model.{name}": value for name, value in self.model.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in (self.best or {}).items()}
         for number, state in self.optimizer.state_dict()["state"].items():

@@ -32,7 +32,7 @@ def ranking_loss(queries: Tensor, candidates: Tensor, positives: Tensor, masked:
         queries: vectors of shape (n, d).
         candidates: vectors of shape (m, d): positives and hard negatives of the whole batch.
         positives: shape (n,), the column of each query's own positive among the candidates.
-        masked: shape (n, m), true where a candidate is no negative of the query although it is not its own
+        masked: shape (n, m), true where a candidate is not a negative of the query although it is not its own
             positive (it is another known positive). Such a candidate takes no part in that query's sum.
     """
     similarities = normalize(queries, dim=-1) @ normalize(candidates, dim=-1).T * SCALE  # (n, m)

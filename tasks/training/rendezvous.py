@@ -85,7 +85,7 @@ class Meeting:
         return True
 
     def leave(self) -> None:
-        """Tell the other machines that this one will not go on."""
+        """Tell the other machines that this one has given up."""
 
 
 class Nodes(Meeting):
@@ -131,7 +131,7 @@ class Nodes(Meeting):
         return True
 
     def leave(self) -> None:
-        """Tell the other machines that this one will not go on."""
+        """Tell the other machines that this one has given up."""
         with suppress(RendezvousError):
             self._count("left")
 

@@ -52,7 +52,7 @@ def _store(folder: Path, place: Place) -> FileStore | PrefixStore:
 
 
 def _end_with_the_launcher() -> None:
-    """End this process when its standard input closes: whoever started it is gone."""
+    """End this process when its standard input closes: its parent is gone."""
 
     def wait() -> None:
         os.read(0, 1)  # not by way of sys.stdin, whose lock would be held when this process ends

@@ -205,7 +205,7 @@ def _clusters(test: EvaluationSet) -> NDArray[np.int64]:
 
 
 def _confirmed(found: Confirmation | None, origin: _Origin) -> str:
-    """The gain of the promotion, estimated anew, beside what was told."""
+    """The gain of the promotion, estimated again, beside what was reported."""
     if found is None:
         return ""
     gains = ", ".join(
