@@ -19,7 +19,10 @@ import torch
 from tasks.storage import Store, StoreError
 from tasks.training import Trained, train
 from tasks.training.checkpoints import Checkpoint, Checkpoints
+from tasks.training.examples import Examples
 from tasks.training.loop import Loop
+from tasks.training.processes import ALONE
+from tasks.training.start import FROM_BASE, open_start
 from tests import tiny_models
 from tests.test_training import DOCUMENTS, PAIRS, ROWS, dev_set, settings
 
@@ -167,6 +170,33 @@ def test_other_settings_begin_at_the_beginning(store: Store, tmp_path: Path) -> 
         trained = train(ROWS, None, [], training, tmp_path / str(place), checkpoints=checkpoints)
         assert trained.resumed == 0
     assert train(ROWS, None, [], training, tmp_path / "again", checkpoints=checkpoints).resumed == trained.steps
+
+
+def test_precision_and_kernel_go_on_as_they_were(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that began in bf16 and padded goes on so, where fp32 and packed would be chosen now."""
+    base = str(tiny_models.save(tmp_path / "base"))
+    training = settings(base, checkpoint_minutes=1e-9, epochs=1, precision="auto")
+    checkpoints = Checkpoints(store, PREFIX)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("tasks.training.hardware.half", lambda _: "bf16")
+        earlier.setattr("tasks.training.packed.agrees", lambda *_: False)
+        first = train(ROWS, None, [], training, tmp_path / "one", checkpoints=checkpoints)
+    monkeypatch.setattr("tasks.training.hardware.half", lambda _: "fp32")
+    again = train(ROWS, None, [], training, tmp_path / "two", checkpoints=checkpoints)
+    assert (first.precision, first.packed) == (again.precision, again.packed) == ("bf16", False)
+    assert again.resumed == first.steps
+    monkeypatch.setattr("tasks.training.hardware.computes", lambda *_: False)
+    assert train(ROWS, None, [], training, tmp_path / "three", checkpoints=checkpoints).precision == "fp32"
+
+
+def test_a_checkpoint_of_another_kind_of_device_has_another_identity(tmp_path: Path) -> None:
+    """A CPU's run is not gone on with on a GPU: they compute other numbers."""
+    training = settings(str(tiny_models.save(tmp_path / "base")))
+    loop = Loop(open_start(training), FROM_BASE, Examples(ROWS), training, 0.0, ALONE)
+    on_cpu = loop.identity
+    del loop.identity  # it is computed once
+    loop.model.to("meta")
+    assert loop.identity != on_cpu
 
 
 class Failing(Checkpoints):

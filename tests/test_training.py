@@ -286,6 +286,46 @@ def test_other_errors_are_not_taken_for_memory() -> None:
     assert not hardware.out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
 
 
+def test_memory_is_told_from_other_errors_of_a_gpus_libraries() -> None:
+    """Libraries and driver say in their own words that they could not allocate; a wrong index is another matter."""
+    for said in (
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "CUDA error: out of memory",
+    ):
+        assert hardware.out_of_memory(RuntimeError(said))
+    for said in ("CUDA error: device-side assert triggered", "CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"):
+        assert not hardware.out_of_memory(RuntimeError(said))
+
+
+def test_a_pool_that_asks_for_a_gpu_does_not_train_without_one(
+    base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused with what to look at; without the request the CPU does it, and the run says so."""
+    monkeypatch.setenv("RATCHET_REQUIRE_GPU", "1")
+    assert "sees none: see what nvidia-smi says" in refused(base, tmp_path / "m")
+    monkeypatch.delenv("RATCHET_REQUIRE_GPU")
+    assert train(ROWS, None, [], settings(base, epochs=1), tmp_path / "m").device.startswith("cpu")
+
+
+def test_training_leaves_the_precision_of_matrix_products_alone(base: str, tmp_path: Path) -> None:
+    """What is scored after it in the same process is what a fresh process serves: no TF32 is left on."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32
+    train(ROWS, None, [], settings(base, epochs=1), tmp_path / "m")
+    assert (torch.get_float32_matmul_precision(), torch.backends.cuda.matmul.allow_tf32) == before == ("highest", False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "bf16", "expected"), [((9, 0), True, "bf16"), ((7, 5), False, "fp16"), ((6, 1), False, "fp32")]
+)
+def test_the_precision_of_a_gpu_follows_from_its_generation(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], bf16: bool, expected: str
+) -> None:
+    """An H100 in bf16, a T4 in fp16, a P40, whose fp16 is slower than its fp32, in fp32."""
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda **_: bf16)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda _: capability)
+    assert hardware.half(torch.device("cuda")) == expected
+
+
 def test_the_schedule_rises_and_falls_linearly() -> None:
     """Ten steps, warmup 0.2: half, full, then down by ninths to one ninth, never zero on a step that is taken."""
     rates = [_schedule(step, 10, 0.2) for step in range(1, 11)]

@@ -19,7 +19,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 from markupsafe import Markup
 
 from tasks.config import METRIC_LABELS, TARGETS, Outcome
-from tasks.records import Candidate
+from tasks.records import Candidate, Trained
 from tasks.report import charts
 from tasks.report.material import Material
 from tasks.report.messages import cut
@@ -121,10 +121,15 @@ def _training_rows(material: Material) -> list[tuple[str, str]]:
         ("Saved", f"the model after step {trained.best_step:,}"),
         ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in trained.rows.items())),
         ("Mined negatives", f"{trained.mined:,}"),
-        ("Computed", f"{trained.precision}, {'packed' if trained.packed else 'padded'}"),
+        ("Computed", _computed(trained)),
         ("Resumed", f"from step {trained.resumed:,}" if trained.resumed else "no"),
         ("Distance from the base model", f"{trained.distance_from_base:.4f} of the weights' length"),
     ]
+
+
+def _computed(trained: Trained) -> str:
+    """In which precision, whether packed, and on what: a GPU that was not used would be missed here."""
+    return ", ".join(filter(None, [trained.precision, "packed" if trained.packed else "padded", trained.device]))
 
 
 def charts_of(outcome: Outcome, material: Material) -> list[charts.Chart]:

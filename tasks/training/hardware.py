@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import statistics
@@ -15,6 +16,7 @@ from torch import Tensor
 from tasks.encoding import moved as moved
 from tasks.encoding import out_of_memory as out_of_memory
 from tasks.encoding import release as release
+from tasks.training.result import TrainingError
 
 _TENSOR_CORES: Final = (7, 0)
 """Compute capability from which a GPU multiplies fp16 matrices faster than fp32 ones (Volta)."""
@@ -24,8 +26,20 @@ _ROUNDS: Final = 9
 
 
 def device() -> torch.device:
-    """The current CUDA device where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+    """The current CUDA device where there is one, else the CPU.
+
+    Raises TrainingError where a GPU was asked for (RATCHET_REQUIRE_GPU=1, as the pool `gpu` does) and there is none: on
+    a CPU the same training may take a hundred times as long, and nothing else would say why.
+    """
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    if os.environ.get("RATCHET_REQUIRE_GPU") == "1":
+        build = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise TrainingError(
+            f"a GPU is required here (RATCHET_REQUIRE_GPU), but PyTorch {torch.__version__}, built {build}, sees none: "
+            "see what nvidia-smi says; PyTorch's CUDA 13 builds need driver 580 or later"
+        )
+    return torch.device("cpu")
 
 
 def gpus() -> int:

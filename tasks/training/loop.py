@@ -404,7 +404,7 @@ class Loop:
         self.cached = found.state["cached"]
         if hardware.computes(found.state["precision"], self.model.device):  # otherwise this machine's choice stays
             self.embedder.precision = found.state["precision"]
-            choose_kernel(self.embedder, packed=found.state["packed"])
+            choose_kernel(self.embedder, packed=found.state["packed"] and self.embedder.packed)
             self.scaler.load_state_dict(found.state["scaler"])
         self.embedder.chunk_tokens = found.state["chunk_tokens"]
         self.embedder.tokens, self.embedder.padded_tokens = found.state["tokens"], found.state["padded_tokens"]

@@ -38,6 +38,8 @@ machine: trust the ratios more than the times. *Times the first* is the median a
 
 This page is made from [benchmarks.json](benchmarks.json). `python -m tests.benchmarks --publish` measures all of it
 again and renews the page; with names (`intake`, `training`, ...) it measures only these.
+
+All figures are of a CPU. No machine with a GPU was to be had for this version: how fast Ratchet is on one is not known.
 """
 
 _COLOURS = ("#8a8f98", "#c58b2a", "#4c8fbf", "#2f7d4f", "#7a5ea8", "#b4546a")
