@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from deployments import access
 from deployments.places import POOLS
 from tasks.config import BUNDLED_MODEL
 from tasks.storage import Store, StoreError
@@ -100,15 +101,18 @@ def _parts(store: Store) -> Finding:
 
 
 def _rights(store: Store) -> Finding:
-    """What the credentials may do that no night needs: harmless until they are stolen, or a program errs."""
+    """What the credentials may not do and must, and what they may do that no night needs."""
     try:
-        more = store.excess()
+        less = access.lacking(store)
+        more = [] if less else access.excess(store)
     except StoreError as error:
         return Finding("store, rights", False, str(error))
-    if not more:
-        return Finding("store, rights", True, "no more than a night needs, as far as can be tried without harm")
-    text = f"the credentials may also {', '.join(more)}; deployments/iam/trainer.json grants what a night needs"
-    return Finding("store, rights", True, text, advice=True)
+    grants = "deployments/iam/trainer.json grants what nights, watch, rollback and retention need"
+    if less:
+        return Finding("store, rights", False, f"the credentials may not {', '.join(less)}; {grants}")
+    if more:
+        return Finding("store, rights", True, f"the credentials may also {', '.join(more)}; {grants}", advice=True)
+    return Finding("store, rights", True, "exactly what is needed, as far as can be tried without changing anything")
 
 
 def examine_prefect() -> Finding:

@@ -528,40 +528,37 @@ class Store:
                 self.delete([key])
         return []
 
-    def excess(self) -> list[str]:
-        """What these credentials may do that no night needs, empty when they are as narrow as they can be.
+    # What credentials may do is found out without changing anything: a write is tried under an ETag that no object has,
+    # a deletion and a read on a key that no object has. Whoever may not is refused with 403 before that is looked at.
+    # To be asked only where `probe` found nothing wrong.
 
-        Nothing is changed to find out: a write is tried under an ETag that no object has, a deletion on a key that no
-        object has, a read on a key outside the prefix that no object has. Whoever may not is refused with 403 before
-        that is looked at. To be asked only where `probe` found nothing wrong.
-        """
-        name = f".ratchet-probe-{secrets.token_hex(8)}"
+    def may_write(self, key: str, *, outside: bool = False) -> bool:
+        """Whether the credentials may write under a key, or, `outside`, under a key beside the store's prefix."""
+        whole = key if outside else self.prefix + key
+        return self._may(lambda client: client.put_object(Bucket=self.bucket, Key=whole, Body=b"", IfMatch='"never"'))
 
-        def writes(key: str) -> object:
-            return self._call(
-                lambda client: client.put_object(Bucket=self.bucket, Key=key, Body=b"", IfMatch='"never"')
-            )
+    def may_upload(self, key: str) -> bool:
+        """Whether the credentials may begin to upload a key in parts; what was begun is aborted."""
 
-        def deletes(key: str) -> object:
-            return self._call(lambda client: client.delete_object(Bucket=self.bucket, Key=key))
+        def begin(client: S3Client) -> object:
+            upload = client.create_multipart_upload(Bucket=self.bucket, Key=self.prefix + key)["UploadId"]
+            return client.abort_multipart_upload(Bucket=self.bucket, Key=self.prefix + key, UploadId=upload)
 
-        def reads(key: str) -> object:
-            return self._call(lambda client: client.get_object(Bucket=self.bucket, Key=key))
+        return self._may(begin)
 
-        found = []
-        for folder in ("pairs/", "golden/", "corpus/"):
-            found += [f"write to {folder}"] * self._may(writes, f"{self.prefix}{folder}{name}")
-        for folder in ("pairs/", "golden/", "corpus/", "log/", "batches/", "promotions/"):
-            found += [f"remove from {folder}"] * self._may(deletes, f"{self.prefix}{folder}{name}")
-        if self.prefix:
-            found += ["read outside the prefix"] * self._may(reads, name)
-            found += ["write outside the prefix"] * self._may(writes, name)
-        return found
+    def may_delete(self, key: str) -> bool:
+        """Whether the credentials may delete a key, which no object must have."""
+        return self._may(lambda client: client.delete_object(Bucket=self.bucket, Key=self.prefix + key))
 
-    def _may(self, operation: Callable[[str], object], key: str) -> bool:
-        """Whether the operation on the key fails for another reason than missing rights, or does not fail."""
+    def may_read(self, key: str, *, outside: bool = False) -> bool:
+        """Whether the credentials may read a key, or, `outside`, one beside the store's prefix."""
+        whole = key if outside else self.prefix + key
+        return self._may(lambda client: client.head_object(Bucket=self.bucket, Key=whole))
+
+    def _may(self, request: Callable[[S3Client], object]) -> bool:
+        """Whether a request fails for another reason than missing rights, or does not fail."""
         try:
-            operation(key)
+            self._call(request)
         except ClientError as error:
             return _status(error) != 403
         except BotoCoreError as error:

@@ -6,9 +6,12 @@ so what is tried here are the files themselves, with bucket and prefix filled in
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,23 +19,29 @@ import boto3
 import pytest
 from botocore.exceptions import ClientError
 
+from deployments import access, doctor
+from deployments.places import ROOT
 from deployments.stack import local, seaweedfs
 from flows.retrain import retrain
 from tasks import registry
+from tasks.config import Watch
 from tasks.intake import quarantined, take_in
+from tasks.registry.retention import retire
+from tasks.scoring import serving
 from tasks.storage import Store
+from tasks.watch import fresh
+from tests import tiny_models
 from tests.flows.nights import FAST, fill
 from tests.models import published
 
-POLICIES: Final = Path(__file__).parents[2] / "deployments" / "iam"
-ROLES: Final = ("trainer", "labeller", "consumer")
+ROLES: Final = access.ROLES
 PREFIX: Final = "search"
 OTHERS: Final = "searching"
 """Another team's prefix in the same bucket, which begins with the same letters."""
 
 
 def _policy(role: str) -> str:
-    return (POLICIES / f"{role}.json").read_text().replace("BUCKET", "ratchet").replace("PREFIX", PREFIX)
+    return (access.POLICIES / f"{role}.json").read_text().replace("BUCKET", "ratchet").replace("PREFIX", PREFIX)
 
 
 def _identity(name: str, **more: Any) -> dict[str, Any]:
@@ -48,9 +57,25 @@ def _settings(server: seaweedfs.S3Server, role: str) -> dict[str, str]:
     }
 
 
+def _client(server: seaweedfs.S3Server, role: str) -> Any:
+    return boto3.client(
+        "s3",
+        endpoint_url=server.endpoint,
+        aws_access_key_id=f"key-{role}",
+        aws_secret_access_key=f"secret-{role}",
+        region_name="us-east-1",
+    )
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model."""
+    return tiny_models.save(tmp_path_factory.mktemp("tiny"))
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[seaweedfs.S3Server]:
-    """A server that knows an owner and the three roles."""
+    """A server that knows an owner and the roles."""
     folder = tmp_path_factory.mktemp("iam")
     config = {
         "identities": [
@@ -70,13 +95,7 @@ def roles(server: seaweedfs.S3Server, tmp_path_factory: pytest.TempPathFactory) 
     stores = {
         role: Store(
             f"s3://ratchet/{PREFIX}",
-            boto3.client(
-                "s3",
-                endpoint_url=server.endpoint,
-                aws_access_key_id=f"key-{role}",
-                aws_secret_access_key=f"secret-{role}",
-                region_name="us-east-1",
-            ),
+            _client(server, role),
         )
         for role in ("owner", *ROLES)
     }
@@ -89,7 +108,7 @@ def roles(server: seaweedfs.S3Server, tmp_path_factory: pytest.TempPathFactory) 
     version = published(owner, tmp_path_factory.mktemp("model"), b"first")
     registry.promote(owner, version, None, run_id="first", who="owner", reason="first", scores={})
     owner.put("runs/first/outcome.json", b"{}")
-    owner.put("cache/vectors/a", b"vectors")
+    owner.put("cache/probe/a", b"left over")
     return stores
 
 
@@ -110,6 +129,11 @@ def _keys(store: Store) -> set[str]:
 
 
 FOREIGN_TO_LABELLERS = (
+    "golden/b.jsonl",
+    "guard/scifact/queries.jsonl",
+    "documents/a.jsonl",
+    "watch/x/000000000001.json",
+    "releases/000000000001-x.json",
     "production.json",
     "split.json",
     "log/000000000001.json",
@@ -142,15 +166,31 @@ def test_labellers_upload_correct_and_see_what_was_rejected(roles: dict[str, Sto
     labeller = roles["labeller"]
     labeller.put("pairs/dt=2026-11-24/b.jsonl", b'{"query": "where"}\n')
     labeller.put("pairs/dt=2026-11-24/b.jsonl", b'{"query": "where", "document": "there"}\n')
-    labeller.put("golden/b.jsonl", b'{"query": "who", "document": "they"}\n')
     assert {entry.key for entry in labeller.entries("pairs/")} >= {"pairs/a.jsonl", "pairs/dt=2026-11-24/b.jsonl"}
     (rejected,) = labeller.entries("quarantine/")
     assert b'"line":2' in labeller.get(rejected.key).body
-    for read in (lambda: labeller.get("production.json"), lambda: _keys(labeller)):
+    for read in (
+        lambda: labeller.get("production.json"),
+        lambda: labeller.get("golden/a.jsonl"),
+        lambda: _keys(labeller),
+    ):
         with _refused():
             read()
     with _refused():  # a deleted label could not be told from one that never was
         labeller._client.delete_object(Bucket="ratchet", Key=f"{PREFIX}/pairs/a.jsonl")
+
+
+def test_curators_write_what_is_tested_on_and_nothing_else(roles: dict[str, Store]) -> None:
+    """Golden pairs, guard sets and documents; neither labels nor anything that a night has written."""
+    curator = roles["curator"]
+    for key in ("golden/b.jsonl", "guard/scifact/queries.jsonl", "documents/a.jsonl"):
+        curator.put(key, b"{}")
+        assert curator.get(key).body == b"{}"
+    for key in ("pairs/a.jsonl", "corpus/a.jsonl", "production.json", "promotions/000000000002.json", "log/x.json"):
+        with _refused():
+            curator.put(key, b"{}")
+    for key in ("golden/b.jsonl", "guard/scifact/queries.jsonl", "documents/a.jsonl"):
+        roles["owner"].delete([key])
 
 
 @pytest.mark.parametrize("key", ["pairs/a.jsonl", "golden/a.jsonl", *FOREIGN_TO_LABELLERS])
@@ -175,7 +215,7 @@ def test_consumers_fetch_what_serves_and_see_no_data(roles: dict[str, Store], tm
         list(roles["consumer"].entries("pairs/"))
 
 
-@pytest.mark.parametrize("folder", ["pairs", "golden", "corpus"])
+@pytest.mark.parametrize("folder", ["pairs", "golden", "corpus", "guard", "documents"])
 def test_the_trainer_never_touches_labels(roles: dict[str, Store], folder: str) -> None:
     """A training job that was taken over can't plant labels, nor remove those that would unmask it."""
     for write in (
@@ -205,15 +245,143 @@ def test_no_role_sees_the_neighbours(roles: dict[str, Store], role: str) -> None
 
 
 def test_the_doctor_tells_rights_that_no_night_needs(roles: dict[str, Store]) -> None:
-    """The trainer's are just enough; the owner's and, of what it may, the labeller's are named; nothing is changed."""
+    """The trainer's are exactly those of the table; the owner's and the others' are named; nothing is changed."""
     before = _keys(roles["owner"])
-    assert roles["trainer"].excess() == []
-    assert roles["labeller"].excess() == ["write to pairs/", "write to golden/", "write to corpus/"]
-    assert roles["consumer"].excess() == []
-    owners = roles["owner"].excess()
+    assert (access.lacking(roles["trainer"]), access.excess(roles["trainer"])) == ([], [])
+    assert access.excess(roles["labeller"]) == ["write to pairs/", "write to corpus/"]
+    assert access.excess(roles["curator"]) == ["write to golden/", "write to guard/", "write to documents/"]
+    assert access.excess(roles["consumer"]) == []
+    assert {"write watch/*", "write log/*", "delete cache/*", "read pairs/*"} <= set(access.lacking(roles["consumer"]))
+    owners = access.excess(roles["owner"])
     assert {"write to pairs/", "remove from log/", "remove from promotions/"} <= set(owners)
     assert {"read outside the prefix", "write outside the prefix"} <= set(owners)
+    assert access.lacking(roles["owner"]) == []
     assert _keys(roles["owner"]) == before
+
+
+def test_the_doctor_tells_a_right_that_is_missing(roles: dict[str, Store], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each right of the table by itself: a policy without `watch/*` was called ok, and failed when there was news."""
+    trainer = roles["trainer"]
+    for refused in (*access.writable("trainer"), "production.json"):
+        key = refused.replace("*", access._PROBE)
+        with monkeypatch.context() as patch:
+            patch.setattr(trainer, "may_write", lambda probed, refused=key, **_: probed != refused)
+            patch.setattr(trainer, "may_upload", lambda probed, refused=key: probed != refused)
+            assert access.lacking(trainer) == [f"write {refused}"]
+            (finding,) = [one for one in [doctor._rights(trainer)] if not one.sound]
+            assert f"may not write {refused}" in finding.text
+
+
+def test_the_trainer_watches_what_serves(roles: dict[str, Store], model: Path, tmp_path: Path) -> None:
+    """A window is written, and that its alert was sent: the watch fails for want of rights just when there is news."""
+    trainer, owner = roles["trainer"], roles["owner"]
+
+    def pairs(first: int) -> bytes:
+        rows = ({"query": f"where is part {i}", "document": f"shelf {i}"} for i in range(first, first + 30))
+        return b"".join(json.dumps(row).encode() + b"\n" for row in rows)
+
+    run = "20261101T033000Z-00000000"
+    owner.put("pairs/watch.jsonl", pairs(0))
+    commit = take_in(trainer, writer=run).commit
+    trainer.put(f"runs/{run}/intake.json", json.dumps({"commit": commit}).encode())
+    version = registry.publish(trainer, model, serving.describe(model, ()))
+    serves = registry.read_production(trainer)
+    scores = {"recall_at_10": 1.0, "mrr": 1.0}
+    registry.promote(trainer, version, serves.etag if serves else None, run_id=run, who="t", reason="t", scores=scores)
+    owner.put("pairs/fresh.jsonl", pairs(1_000))
+    seen = fresh.look(trainer, "watch", fresh.take_in(trainer, "watch"), Watch(min_queries=10), tmp_path)
+    assert len(seen.windows) == 1
+    assert [entry.key for entry in owner.entries(f"watch/{version}/")]
+    assert trainer.put_if_absent("watch/told/test.json", b"{}") is not None
+
+
+def test_retention_deletes_on_the_trainers_keys(roles: dict[str, Store], tmp_path: Path) -> None:
+    """Candidates that never served go; what serves stays, whole."""
+    trainer = roles["trainer"]
+    gone = [published(trainer, tmp_path / f"{i}", b"candidate %d" % i) for i in range(3)]
+    retired = retire(trainer, keep=1, ledger_entries=2, now=datetime.now(UTC) + timedelta(days=2))
+    assert len(set(gone) & set(retired)) >= 2
+    serves = registry.read_production(trainer)
+    assert serves is not None
+    assert registry.verify(roles["owner"], serves.version)
+
+
+def test_the_consumers_example_follows_every_promotion(roles: dict[str, Store], tmp_path: Path) -> None:
+    """`docs/examples/rebuild_index.py` on the consumer's keys: built, up to date, and built anew by the ledger."""
+    spec = importlib.util.spec_from_file_location("rebuild_index", ROOT / "docs" / "examples" / "rebuild_index.py")
+    assert spec is not None
+    assert spec.loader is not None
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    trainer = roles["trainer"]
+
+    def promoted(architecture: tiny_models.Architecture) -> str:
+        folder = tiny_models.save(tmp_path / architecture, architecture)
+        version = registry.publish(trainer, folder, serving.describe(folder, ()))
+        serves = registry.read_production(trainer)
+        registry.promote(
+            trainer, version, serves.etag if serves else None, run_id=architecture, who="t", reason="t", scores={}
+        )
+        return version
+
+    for architecture in ("bert", "distilbert"):
+        version = promoted(architecture)  # type: ignore[arg-type] # two of the literals
+        assert example.rebuild(roles["consumer"], ["iron", "copper"], tmp_path / "index")
+        assert json.loads((tmp_path / "index" / "index.json").read_text())["version"] == version
+        assert not example.rebuild(roles["consumer"], ["iron", "copper"], tmp_path / "index")
+
+
+def test_the_bucket_policy_refuses_only_what_the_code_never_does(server: seaweedfs.S3Server, tmp_path: Path) -> None:
+    """Every write of intake, publishing, promotion, rollback and retention carries the condition that it asks for.
+
+    The server here does not know the condition keys, so the policy is read by the few lines of `_denied`.
+    """
+    policy = json.loads((access.POLICIES / f"{access.APPEND_ONLY}.json").read_text().replace("PREFIX", "policy"))
+    store = Store("s3://ratchet/policy", _client(server, "owner"))
+    writes: list[tuple[str, set[str]]] = []
+
+    def note(params: dict[str, Any], model: Any, **_: Any) -> None:
+        headers = {name.lower() for name in params["headers"]} & {"if-match", "if-none-match"}
+        writes.append((f"policy/{params['url_path'].split('/policy/')[1]}", headers))
+
+    for operation in ("PutObject", "CompleteMultipartUpload"):
+        store._client.meta.events.register(f"before-call.s3.{operation}", note)
+    store.put("pairs/a.jsonl", b'{"query": "how", "document": "so"}\n{"query": ""}\n')
+    assert store.probe() == []
+    take_in(store, writer="first")
+    before = None
+    for weights in (b"first", b"second"):
+        version = published(store, tmp_path / weights.decode(), weights)
+        registry.promote(store, version, before, run_id="r", who="o", reason="r", scores={})
+        before = getattr(registry.read_production(store), "etag", None)
+    registry.rollback(store, run_id="third", who="o", reason="worse")
+    for number in range(3):
+        published(store, tmp_path / f"{number}", b"%d" % number)
+    assert retire(store, keep=1, ledger_entries=2, now=datetime.now(UTC) + timedelta(days=2))
+    store.put_if_absent("split.json", b"{}")
+    written = {key.split("/")[1] for key, _ in writes}
+    assert {"log", "batches", "quarantine", "models", "production.json", "promotions"} <= written
+    denied = [key for key, headers in writes if _denied(policy, key, headers)]
+    assert [key for key in denied if not key.endswith("/RETIRED")] == []
+    for key in ("log/000000000001.json", "promotions/000000000001.json", "batches/x.parquet", "split.json"):
+        assert _denied(policy, f"policy/{key}", set())
+        assert _denied(policy, f"policy/{key}", {"if-match"})  # nor replaced by somebody who has read it
+        assert not _denied(policy, f"policy/{key}", {"if-none-match"})
+    for key in ("production.json", "models/x/model.safetensors"):
+        assert _denied(policy, f"policy/{key}", set())
+        assert not _denied(policy, f"policy/{key}", {"if-match"})
+    assert not _denied(policy, "policy/cache/x", set())
+
+
+def _denied(policy: dict[str, Any], key: str, headers: set[str]) -> bool:
+    """Whether a policy with the conditions of ours denies an upload of a key with these conditional headers."""
+    for statement in policy["Statement"]:
+        (nulls,) = [found for name, found in statement["Condition"].items() if name == "Null"]
+        lacks = all(name.removeprefix("s3:") not in headers for name, value in nulls.items() if value == "true")
+        matches = any(fnmatchcase(f"arn:aws:s3:::BUCKET/{key}", pattern) for pattern in statement["Resource"])
+        if statement["Effect"] == "Deny" and matches and lacks:
+            return True
+    return False
 
 
 def test_the_trainer_does_everything_a_night_writes(roles: dict[str, Store], tmp_path: Path) -> None:
