@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -93,16 +94,48 @@ def test_an_unknown_pool_or_kind_is_refused_in_words(pool: str, kind: Any) -> No
 
 @pytest.mark.parametrize(("pool", "kind"), EVERY)
 def test_every_run_beats_its_heart_and_needs_no_worker_to_listen(pool: str, kind: Kind) -> None:
-    """Runs outlive a killed worker, and a silent one is noticed; what pool or deployment add is kept beside it."""
-    configuration = _render(pool, kind, {"env": {"OMP_NUM_THREADS": "4"}})
+    """Runs outlive a killed worker, a silent one is noticed, and a Prefect server that restarts costs no night."""
+    configuration = _render(pool, kind)
     assert configuration.stream_output is False
     found = configuration.env
     if isinstance(found, list):
         found = {entry["name"]: entry["value"] for entry in found}
     assert found["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"] == "60"
     assert found["PREFECT_LOGGING_EXTRA_LOGGERS"] == "tasks"
-    assert found["OMP_NUM_THREADS"] == "4"
+    assert found["PREFECT_CLIENT_MAX_RETRIES"] == "7"
     assert found["PREFECT_API_URL"] == API
+
+
+CODE: dict[str, Any] = {
+    "command": "sh -c id",
+    "working_dir": "/theirs",
+    "image": "theirs:1",
+    "volumes": ["/:/host"],
+    "privileged": True,
+    "networks": ["host"],
+    "network_mode": "host",
+    "registry_credentials": {"username": "theirs"},
+    "container_create_kwargs": {"privileged": True},
+    "namespace": "theirs",
+    "service_account_name": "theirs",
+    "secret_name": "theirs",
+    "cluster_config": {"config": {}, "context_name": "theirs"},
+    "job_manifest": {},
+    "args": ["theirs"],
+}
+"""Job variables with which a run or a deployment could run other code, or get at other things."""
+
+
+@pytest.mark.parametrize(("pool", "kind"), EVERY)
+def test_job_variables_choose_neither_code_nor_rights(pool: str, kind: Kind) -> None:
+    """They change nothing of what a worker starts, and none of them is a variable that the server would take."""
+    variables = pools.template(pool, kind)["variables"]
+    assert variables["additionalProperties"] is False
+    assert not {"env", *CODE} & set(variables["properties"])
+    found, usual = (_render(pool, kind, values).model_dump(mode="json") for values in (CODE, {}))
+    runs = re.compile("[0-9a-f]{8}-[0-9a-f-]{27}")  # each has ids of its own
+    assert runs.sub("", str(found)) == runs.sub("", str(usual))
+    assert "theirs" not in str(found)
 
 
 @pytest.mark.parametrize("kind", ["docker", "kubernetes"])
@@ -148,6 +181,8 @@ def test_a_gpu_job_asks_for_what_training_needs() -> None:
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] == pools.USER
     assert {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["volumes"]
+    assert {volume["name"] for volume in pod["volumes"] if "Memory" in str(volume)} == {"shared-memory"}
+    assert {"name": "TMPDIR", "value": pools._HOME} in container["env"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["envFrom"] == [{"secretRef": {"name": "ratchet"}}]
     # a value here would win over the Secret's
@@ -166,19 +201,16 @@ def test_variables_reach_the_job() -> None:
     """What a deployment or a run may set."""
     values = {
         "gpus": 4,
-        "image": "registry.example.org/ratchet:2",
         "node_selector": {"zone": "a"},
         "shm_size": "8Gi",
-        "secret_name": "other",
         "store": "s3://bucket/prefix",
     }
     pod = _job("gpu", values)["spec"]["template"]["spec"]
     (container,) = pod["containers"]
     assert container["resources"]["limits"]["nvidia.com/gpu"] == 4
-    assert container["image"] == "registry.example.org/ratchet:2"
     assert pod["nodeSelector"] == {"zone": "a"}
     assert pod["volumes"][0]["emptyDir"]["sizeLimit"] == "8Gi"
-    assert container["envFrom"] == [{"secretRef": {"name": "other"}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "ratchet"}}]
     env = {entry["name"]: entry["value"] for entry in container["env"]}
     assert env["RATCHET_STORE"] == "s3://bucket/prefix"
     assert "AWS_ENDPOINT_URL" not in env  # not set: the one of AWS
@@ -199,6 +231,9 @@ def test_a_gpu_container_asks_for_what_training_needs() -> None:
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert host["Binds"] == ["ratchet-work:/var/lib/ratchet", "/etc/ratchet/run:/run/secrets/ratchet:ro"]
     assert host["AutoRemove"] is True
+    # in memory, and small: what is large goes to the volume
+    assert host["Tmpfs"] == {"/tmp": "rw,nosuid,nodev,size=64m"}  # noqa: S108
+    assert f"TMPDIR={pools._HOME}" in body["Env"]
     assert host.get("Privileged", False) is False
     assert body["User"] == f"{pools.USER}:{pools.USER}"
     assert body["Image"] == pools.IMAGE

@@ -150,7 +150,7 @@ PAGE = (DEPLOYMENTS / "README.md").read_text()
 
 def test_the_compose_file_has_every_part_and_names_only_what_it_defines() -> None:
     """Networks, volumes, secrets and services that are referred to exist."""
-    assert set(SERVICES) == {"proxy", "server", "postgres", "s3", "worker-cpu", "worker-gpu", "deploy"}
+    assert set(SERVICES) == {"proxy", "server", "postgres", "seaweedfs", "s3", "worker-cpu", "worker-gpu", "deploy"}
     for name, service in SERVICES.items():
         assert set(service["networks"]) <= set(COMPOSE["networks"]), name
         assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name
@@ -168,6 +168,40 @@ def test_only_the_proxy_is_reached_from_outside_and_only_the_server_reaches_the_
     assert [name for name, service in SERVICES.items() if "ports" in service] == ["proxy"]
     assert {name for name, service in SERVICES.items() if "database" in service["networks"]} == {"server", "postgres"}
     assert COMPOSE["networks"]["database"] == {"internal": True}
+
+
+def test_nothing_but_the_gateway_reaches_the_ports_of_seaweedfs_that_ask_for_no_key() -> None:
+    """The network that it is in has the gateway as its only other member, and the gateway passes one port on.
+
+    `test_local.py` shows on a real server what the other ports would give away.
+    """
+    assert SERVICES["seaweedfs"]["networks"] == ["storage"]
+    assert COMPOSE["networks"]["storage"] == {"internal": True}
+    assert {name for name, service in SERVICES.items() if "storage" in service["networks"]} == {"seaweedfs", "s3"}
+    assert not {"network_mode", "ports", "links", "extra_hosts"} & set(SERVICES["seaweedfs"])
+    text = re.sub(r"#.*", "", (DEPLOYMENTS / "s3.conf").read_text())
+    assert text.count("{") == text.count("}")
+    for line in (found.strip() for found in text.splitlines() if found.strip()):
+        assert line.endswith((";", "{", "}")), line
+    assert re.findall(r"proxy_pass (\S+);", text) == ["http://seaweedfs:8333"]
+    assert re.findall(r"listen (\S+);", text) == ["8333"]
+    assert "proxy_set_header Host $http_host;" in text  # signatures cover it
+    assert "-s3.port=8333" in SERVICES["seaweedfs"]["command"]
+    assert SERVICES["worker-gpu"]["environment"]["AWS_ENDPOINT_URL"] == "http://s3:8333"
+
+
+def test_what_is_large_is_written_to_disk() -> None:
+    """A /tmp in memory is small, and temporary files go to the volume that the work folder is on."""
+    home = "/var/lib/ratchet"
+    assert f"TMPDIR={home}\n" in DOCKERFILE.read_text()
+    for name, service in SERVICES.items():
+        assert service.get("tmpfs", ["/tmp:size=64m"]) == ["/tmp:size=64m"], name  # noqa: S108
+        if service["image"] == pools.IMAGE:
+            assert any(volume.endswith(f":{home}") for volume in service["volumes"]), name
+    (environment,) = re.findall(r"^Environment=(.+)$", SERVICE.read_text(), re.MULTILINE)
+    settings = dict(one.split("=", 1) for one in environment.split())
+    assert settings["TMPDIR"] == settings["HOME"]
+    assert settings["RATCHET_WORK"].startswith(settings["TMPDIR"])
 
 
 def test_no_service_has_more_rights_than_it_needs_and_every_image_a_version() -> None:
@@ -218,6 +252,38 @@ def test_the_proxy_passes_on_to_the_server_of_the_compose_file() -> None:
     assert re.findall(r"ssl_protocols\s+(.+);", text) == ["TLSv1.2 TLSv1.3"]
     assert set(re.findall(r"/run/secrets/(\w+);", text)) == set(SERVICES["proxy"]["secrets"])
     assert "proxy_set_header Upgrade $http_upgrade;" in text
+
+
+def test_single_sign_on_lets_people_look_and_start_nights_and_no_more() -> None:
+    """Which rule of the example takes a request, as nginx chooses it; each asks who it is first."""
+    text = re.sub(r"#.*", "", (DEPLOYMENTS / "sso.conf").read_text())
+    assert text.count("{") - text.count("{8}") == text.count("}") - text.count("{8}")
+    blocks = re.findall(r"^location (=|~)? ?(\S+) \{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
+    bodies = {pattern: body for _, pattern, body in blocks}
+    regular = [pattern for kind, pattern, _ in blocks if kind == "~"]
+    for pattern in [*regular, "/"]:
+        assert "auth_request " in bodies[pattern], pattern
+
+    def rule(path: str) -> str:
+        return next((pattern for pattern in regular if re.search(pattern, path)), "/")
+
+    run = "0a1b2c3d-0000-4000-8000-000000000000"
+    everybody = [
+        "/api/flow_runs/filter", "/api/deployments/paginate", "/api/artifacts/latest/filter", "/api/events/filter",
+        f"/api/deployments/{run}/create_flow_run", "/api/ui/flow_runs/history",
+    ]  # fmt: skip
+    operators = [
+        "/api/deployments/", f"/api/deployments/{run}", "/api/work_pools/gpu", "/api/block_documents/",
+        "/api/automations/", f"/api/automations/{run}",
+    ]  # fmt: skip
+    for path in everybody:
+        assert rule(path) != "/", path
+        assert "/oauth2/auth;" in bodies[rule(path)], path
+    for path in operators:
+        assert "auth_request /operators/auth;" in bodies[rule(path)], path
+    for path in ("/api/flow_runs/", "/api/flows/", "/dashboard"):
+        assert rule(path) == "/", path
+    assert re.search(r"limit_except GET \{\s*deny all;", bodies["/"])
 
 
 def test_settings_of_prefect_that_are_named_exist() -> None:

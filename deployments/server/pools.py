@@ -6,7 +6,9 @@ to `prefect work-pool create --base-job-template`, and used without the librarie
 test says when an upgrade of Prefect asks for doing that again.
 
 No template holds a secret: a process inherits its worker's environment, a container reads files that are mounted from
-its host, a Kubernetes job refers to a Secret by name.
+its host, a Kubernetes job refers to a Secret by name. Nor can a run or a deployment choose what is executed, by whom,
+or what it gets at: command, environment, image, mounts, service account and the like are fixed here, and the server
+refuses job variables that a template does not name.
 """
 
 from __future__ import annotations
@@ -29,6 +31,10 @@ IMAGE: Final = "ratchet:0.1.0"
 
 USER: Final = 10001
 """User and group of the image: not root, and no one on the host."""
+
+NAMESPACE: Final = "ratchet"
+SERVICE_ACCOUNT: Final = "ratchet-trainer"
+SECRET: Final = "ratchet"  # noqa: S105 # the name of a Kubernetes Secret, whose keys become environment variables
 
 HEARTBEAT_SECONDS: Final = 60
 """How often a run says that it lives; the automation that crashes silent runs waits for nine of them."""
@@ -84,12 +90,14 @@ def build(pool: str, kind: Kind) -> Template:
     if base is None:
         raise LookupError(f"Prefect has no {kind} worker: install prefect-{kind}")
     _default(base, "stream_output", False)  # a run must not die of a broken pipe when its worker is killed
-    job = base["job_configuration"]
-    # merged key by key with the `env` of pool and deployment, which win
-    job["env"] = {
+    base["variables"]["additionalProperties"] = False
+    _fix(base, "command", "working_dir", "networks", "network_mode", "registry_credentials", "cluster_config")
+    _fix(base, env={
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",  # what the steps log is shown in the UI as well
-    }
+        # the default of 5 tries for a minute; 7 last four, and a Prefect server that restarts costs no night
+        "PREFECT_CLIENT_MAX_RETRIES": "7",
+    })  # fmt: skip
     if kind == "docker":
         _contain(base)
         _docker(base, pool)
@@ -101,7 +109,7 @@ def build(pool: str, kind: Kind) -> Template:
 
 def _contain(base: Template) -> None:
     """What containers and jobs have in common: the image, the store, and no secret taken over from the worker."""
-    _default(base, "image", IMAGE)
+    _fix(base, image=IMAGE)
     _variable(base, "store", "string", "Store", "Where the data is: s3://bucket/prefix.")
     _variable(base, "s3_endpoint", "string", "S3 endpoint", "Address of the S3 server; AWS when left out.")
     _variable(base, "region", "string", "Region", "Region of the bucket.", "us-east-1")
@@ -110,6 +118,7 @@ def _contain(base: Template) -> None:
         "PREFECT_API_AUTH_STRING": None,
         "PREFECT_API_KEY": None,
         "PREFECT_HOME": f"{_HOME}/prefect",  # not the worker's folder
+        "TMPDIR": _HOME,  # on disk: a checkpoint in a /tmp in memory counts against the limit of the memory
         "RATCHET_STORE": "{{ store }}",
         "AWS_ENDPOINT_URL": "{{ s3_endpoint }}",
         "AWS_DEFAULT_REGION": "{{ region }}",
@@ -122,7 +131,7 @@ def _docker(base: Template, pool: str) -> None:
     _default(base, "mem_limit", size["memory"].replace("Gi", "g"))
     _default(base, "image_pull_policy", "IfNotPresent")
     _default(base, "auto_remove", True)  # logs are in the API; ended containers would fill the disk
-    _default(base, "volumes", [f"ratchet-work:{_HOME}", f"/etc/ratchet/run:{_SECRETS}:ro"])
+    _fix(base, volumes=[f"ratchet-work:{_HOME}", f"/etc/ratchet/run:{_SECRETS}:ro"], privileged=False)
     base["job_configuration"]["env"] |= {
         # files of the host, so that `docker inspect` shows where the secrets are and not what they are
         "PREFECT_PROFILES_PATH": f"{_SECRETS}/profiles.toml",
@@ -135,7 +144,7 @@ def _docker(base: Template, pool: str) -> None:
         "cap_drop": ["ALL"],
         "security_opt": ["no-new-privileges"],
         "read_only": True,
-        "tmpfs": {"/tmp": "rw,nosuid,nodev"},  # noqa: S108 # the container's own
+        "tmpfs": {"/tmp": "rw,nosuid,nodev,size=64m"},  # noqa: S108 # the container's own
         "pids_limit": 4096,
     }
     if pool == "gpu":
@@ -149,13 +158,14 @@ def _docker(base: Template, pool: str) -> None:
 def _kubernetes(base: Template, pool: str) -> None:
     size = _SIZES[pool]
     _default(base, "finished_job_ttl", 86_400)
-    _default(base, "service_account_name", "ratchet-trainer")
+    _fix(base, "namespace")
+    manifest = base["job_configuration"]["job_manifest"]
+    manifest["metadata"]["namespace"] = base["job_configuration"]["namespace"] = NAMESPACE
+    manifest["spec"]["template"]["spec"]["serviceAccountName"] = SERVICE_ACCOUNT
+    del base["variables"]["properties"]["service_account_name"]
     for name, value in (("cpu_request", size["cpu"]), ("memory_request", size["memory"])):
         _default(base, name, value)
     _default(base, "memory_limit", size["memory"])
-    _variable(
-        base, "secret_name", "string", "Secret", "Secret whose keys become environment variables of the run.", "ratchet"
-    )
     _variable(
         base, "termination_grace_seconds", "integer", "Grace period",
         "Seconds between SIGTERM and SIGKILL when a node is drained or a pod is evicted.", _GRACE_SECONDS[pool],
@@ -172,7 +182,7 @@ def _kubernetes(base: Template, pool: str) -> None:
         [{"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"}] if pool == "gpu" else [],
         items={"type": "object"},
     )  # fmt: skip
-    pod = base["job_configuration"]["job_manifest"]["spec"]["template"]["spec"]
+    pod = manifest["spec"]["template"]["spec"]
     pod |= {
         "automountServiceAccountToken": False,  # a run asks nothing of Kubernetes
         "nodeSelector": "{{ node_selector }}",
@@ -192,8 +202,10 @@ def _kubernetes(base: Template, pool: str) -> None:
         ],
     }
     (container,) = pod["containers"]
+    del container["args"], container["env"]  # the worker fills in its own command, and the environment from above
     container |= {
-        "envFrom": [{"secretRef": {"name": "{{ secret_name }}"}}],
+        "image": IMAGE,
+        "envFrom": [{"secretRef": {"name": SECRET}}],
         "securityContext": {
             "allowPrivilegeEscalation": False,
             "readOnlyRootFilesystem": True,
@@ -214,6 +226,14 @@ def _kubernetes(base: Template, pool: str) -> None:
 def _default(base: Template, name: str, value: object) -> None:
     """Give a variable that Prefect has another default; KeyError when an upgrade has taken it away."""
     base["variables"]["properties"][name]["default"] = value
+
+
+def _fix(base: Template, *dropped: str, **values: object) -> None:
+    """Take variables away, so that nobody but who edits the pool chooses them; those of `values` get a fixed one."""
+    for name in (*dropped, *values):
+        base["variables"]["properties"].pop(name, None)
+        base["job_configuration"].pop(name, None)
+    base["job_configuration"] |= values
 
 
 def _variable(

@@ -55,6 +55,18 @@ def test_the_server_takes_every_template(on_stack: local.Stack, pool: str, kind:
         assert client.read_work_pool(name).base_job_template == pools.template(pool, kind)
 
 
+@pytest.mark.parametrize("variables", [{"command": "sh -c id"}, {"env": {"PYTHONPATH": "/theirs"}}, {"image": "x"}])
+def test_the_server_refuses_job_variables_that_run_code(on_stack: local.Stack, variables: dict[str, Any]) -> None:
+    """Neither a run nor a deployment may set them; what is executed is what the pool says."""
+    with get_client(sync_client=True) as client:
+        nightly = client.read_deployment_by_name("retrain/nightly")
+        path = f"/deployments/{nightly.id}"
+        started = client._client.post(f"{path}/create_flow_run", json={"job_variables": variables})
+        changed = client._client.patch(path, json={"job_variables": variables})
+        assert (started.status_code, changed.status_code) == (409, 409), (started.text, changed.text)
+        assert client.read_deployment_by_name("retrain/nightly").job_variables == nightly.job_variables
+
+
 def test_prefects_own_command_takes_a_stored_template(on_stack: local.Stack) -> None:
     """`prefect work-pool create --base-job-template`, as the page says."""
     name = f"gpu-{uuid.uuid4().hex[:6]}"

@@ -22,6 +22,7 @@ from uuid import UUID
 import psutil
 import pytest
 from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.actions import WorkPoolUpdate
 
 from deployments.server import automations, drain
 from deployments.server.settings import Settings
@@ -205,17 +206,16 @@ def _quick_to_crash_silent_runs(site: Site) -> Iterator[None]:
     """Runs say twice a minute that they live, and silence counts after 75 s: below the bounds, which are for people."""
     default = Settings()
     quick = default.model_copy(update={"alerts": default.alerts.model_copy(update={"heartbeat_minutes": 1.25})})
-    deployment = site.client.read_deployment_by_name("fine-tune/gpu")
-    variables = deployment.job_variables or {}
-    often = {**variables, "env": {**variables["env"], "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}
-    path = f"/deployments/{deployment.id}"
-    site.client._client.patch(path, json={"job_variables": often}).raise_for_status()
+    template = site.client.read_work_pool("gpu").base_job_template
+    job = template["job_configuration"]
+    often = {**template, "job_configuration": {**job, "env": {**job["env"], "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30"}}}
+    site.client.update_work_pool("gpu", WorkPoolUpdate(base_job_template=often))
     automations.apply(quick, {})
     try:
         yield
     finally:
         automations.apply(default, {})
-        site.client._client.patch(path, json={"job_variables": variables}).raise_for_status()
+        site.client.update_work_pool("gpu", WorkPoolUpdate(base_job_template=template))
 
 
 @pytest.fixture

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
+import boto3
 import httpx
 import psutil
 import pytest
@@ -67,6 +69,27 @@ def test_the_store_refuses_strangers(stack: local.Stack) -> None:
     address = f"{stack.s3_endpoint}/{local.BUCKET}"
     assert httpx.get(address, trust_env=False).status_code == 403
     assert httpx.put(f"{address}/pairs/a.jsonl", content=b"{}", trust_env=False).status_code == 403
+
+
+def test_the_other_ports_of_the_store_ask_for_no_key(stack: local.Stack) -> None:
+    """Why they are on loopback here, and in a network of their own in `compose.yaml`: a stranger's write is served.
+
+    When an upgrade of SeaweedFS changes that, the documents may say so.
+    """
+    _, _, _, filer, _ = stack.s3_ports
+    key = f"{uuid.uuid4().hex}/production.json"
+    address = f"http://127.0.0.1:{filer}/buckets/{local.BUCKET}/{key}"
+    assert httpx.put(address, content=b"planted", trust_env=False).status_code == 201
+    environment = stack.environment()
+    client = boto3.client(
+        "s3",
+        endpoint_url=stack.s3_endpoint,
+        aws_access_key_id=environment["AWS_ACCESS_KEY_ID"],
+        aws_secret_access_key=environment["AWS_SECRET_ACCESS_KEY"],
+        region_name="us-east-1",
+    )
+    assert client.get_object(Bucket=local.BUCKET, Key=key)["Body"].read() == b"planted"
+    assert httpx.delete(address, trust_env=False).status_code == 204
 
 
 def test_state_is_for_its_owner_and_secrets_are_in_no_log(stack: local.Stack) -> None:
