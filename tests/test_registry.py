@@ -273,7 +273,7 @@ def test_a_pointer_deleted_by_hand_is_an_error_that_says_how_to_restore_it(store
     let_serve(store, two[1])
     store.delete(["production.json"])
     for act in (read_production, settle, history, back):
-        with pytest.raises(LedgerError, match=r"gone, but the ledger continues to .*000000000002\.json"):
+        with pytest.raises(LedgerError, match=r"missing, but the ledger continues to .*000000000002\.json"):
             act(store)
     with pytest.raises(LedgerError):
         promote(store, two[0], None, run_id="r", who="w", reason="r", scores={})
@@ -323,7 +323,7 @@ def test_history_names_a_gap_and_a_swap(store: Store, two: tuple[str, str]) -> N
     with pytest.raises(LedgerError, match="gap"):
         history(store)
     store.put("promotions/notes.txt", b"")
-    with pytest.raises(LedgerError, match=r"notes\.txt is no entry"):
+    with pytest.raises(LedgerError, match=r"notes\.txt is not a ledger entry"):
         settle(store)
 
 
