@@ -8,6 +8,8 @@ megabytes at a time.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import numpy as np
@@ -17,9 +19,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from tasks.config import Limits
+from tasks.parsing.columns import Columns, Plan, Survey
+from tasks.parsing.names import JUDGEMENTS, LISTS, SCORES, TITLES, is_negatives, may_judge, plain
 from tasks.parsing.parquet_pages import pages
-from tasks.parsing.rows import Chunk, Columns, Rows, find_columns
+from tasks.parsing.reading import Record
 from tasks.parsing.unpacking import HARMLESS, RefusedError
+from tasks.parsing.values import Column
 
 Counts = npt.NDArray[np.int64]
 
@@ -42,56 +47,167 @@ _MOST_VALUES_A_ROW: Final = 16
 _MEMORY_BYTES: Final = 360 << 20
 """What the object and its largest page may take together. Most writers make pages of a megabyte, some of a hundred."""
 
+_MOST_DOCUMENTS: Final = 1_000
+"""Documents in the lists of one row."""
+
 _COPIES: Final = 4
 """How often the values of a page are in memory while Arrow grows its arrays."""
 
 
-def parse_parquet(key: str, body: bytes, limits: Limits) -> Iterator[Chunk]:
-    """Rows of a Parquet object, numbered from 1.
+@dataclass
+class ParquetRows:
+    """A Parquet object: rows are numbered from 1. A row group that cannot be read is one rejected row."""
 
-    Raises RefusedError when nothing can be taken: no Parquet, beyond a cap, or columns of other types. A row group
-    that cannot be read is one rejected row; the others are taken.
-    """
-    rows = Rows(key, limits)
-    try:
-        file, columns = _open(body, rows.kind)
-        steps = _check_pages(body, file.metadata, columns, limits)
-        _check_lengths(file, steps, columns, len(body), limits)
-        line = 0
-        for group, step in enumerate(steps):
-            end = line + file.metadata.row_group(group).num_rows
+    body: bytes
+    limits: Limits
+    format: str = "Parquet"
+    _file: pq.ParquetFile | None = None
+    _steps: list[int] = field(default_factory=list)
+    """For each row group, how many of its rows can be read at once."""
+    _looked_at: list[str] = field(default_factory=list)
+    """Columns that may bear on the meaning of a row."""
+
+    def survey(self, survey: Survey) -> None:
+        """Look at every column that may bear on the meaning.
+
+        Raises RefusedError when nothing can be taken: not Parquet, beyond a cap, or columns of other types.
+        """
+        plain_file = _open(self.body)
+        schema = plain_file.schema_arrow
+        watched = dict(survey.watch(schema.names, texts=True))
+        if not survey.pairs:
+            return  # the survey says what is missing
+        texts = {plain(name) for pair in survey.pairs for name in (pair.query, pair.document) if name is not None}
+        types = {name: schema.field(schema.names.index(name)).type for name in schema.names}
+        for name, kind in types.items():
+            if plain(name) in texts or _may_matter(name, kind):
+                _check_type(name, kind, is_text=plain(name) in texts)
+                self._looked_at.append(name)
+            elif name in watched:
+                _add_bounds(watched[name], plain_file, name)
+        paths = _text_paths(plain_file, set(self._looked_at))
+        self._file = pq.ParquetFile(pa.BufferReader(self.body), read_dictionary=paths, page_checksum_verification=True)
+        self._steps = _check_pages(self.body, self._file.metadata, set(self._looked_at), self.limits)
+        _check_lengths(self._file, self._steps, self._looked_at, len(self.body), self.limits)
+        self._look({name: column for name, column in watched.items() if name in self._looked_at}, texts)
+
+    def _look(self, watched: dict[str, Column], texts: set[str]) -> None:
+        """Note the values of columns; of documents only whether they are lists."""
+        for name in list(watched):
+            if plain(name) in texts and _is_text(self._type(name)):
+                watched[name].many, watched[name].texts = True, 1
+                del watched[name]
+        if not watched or self._file is None:
+            return
+        for group, step in enumerate(self._steps):
             try:
-                for batch in file.iter_batches(step, row_groups=[group], columns=_names(columns)):
-                    _add(rows, line, batch, columns)
-                    line += batch.num_rows
-                    yield rows.chunk()
-            except (pa.ArrowException, OSError) as error:
-                rows.reject(line + 1, f"the rest of its row group is not readable: {_first_line(error)}", "")
-            line = end
-        yield rows.chunk()
-    finally:
-        pa.default_memory_pool().release_unused()  # the next object may be as large
+                for batch in self._file.iter_batches(step, row_groups=[group], columns=list(watched)):
+                    for name, column in watched.items():
+                        _note(column, _usual(batch.column(batch.schema.names.index(name))))
+            except (pa.ArrowException, OSError):
+                continue  # found again, and named, when the rows are made
+
+    def _type(self, name: str) -> pa.DataType:
+        if self._file is None:
+            raise TypeError("the survey comes first")
+        return self._file.schema_arrow.field(name).type
+
+    def records(self, plan: Plan) -> Iterator[Record | None]:
+        """Every row in order."""
+        if self._file is None:
+            return
+        columns = plan.columns(self._file.schema_arrow.names)
+        if isinstance(columns, str):
+            raise RefusedError(columns, "each name may be there once")
+        line = 0
+        try:
+            for group, step in enumerate(self._steps):
+                end = line + self._file.metadata.row_group(group).num_rows
+                try:
+                    for batch in self._file.iter_batches(step, row_groups=[group], columns=_names(columns)):
+                        made = [_usual(column) for column in batch.columns]
+                        yield from _made(
+                            pa.RecordBatch.from_arrays(made, batch.schema.names), line, columns, self.limits
+                        )
+                        line += batch.num_rows
+                except (pa.ArrowException, OSError) as error:
+                    yield line + 1, {}, f"the rest of its row group is not readable: {_first_line(error)}", ""
+                line = end
+        finally:
+            pa.default_memory_pool().release_unused()  # the next object may be as large
 
 
-def _open(body: bytes, kind: str) -> tuple[pq.ParquetFile, Columns]:
-    """The file, opened so that texts are read as dictionaries, and which of its columns is what."""
+def count_rows(body: bytes) -> int | None:
+    """Rows of a Parquet object by its index; None where that cannot be read."""
+    try:
+        return int(_open(body).metadata.num_rows)
+    except RefusedError:
+        return None
+
+
+def _open(body: bytes) -> pq.ParquetFile:
+    """The file, by its index alone."""
     if int.from_bytes(body[-8:-4], "little") > _MOST_INDEX_BYTES:
         raise RefusedError(f"not readable as Parquet: an index of more than {_MOST_INDEX_BYTES} bytes")
     try:
-        plain = pq.ParquetFile(pa.BufferReader(body))
-        if len(plain.schema) > _MOST_COLUMNS:
+        file = pq.ParquetFile(pa.BufferReader(body))
+        if len(file.schema) > _MOST_COLUMNS:
             raise RefusedError(f"more than {_MOST_COLUMNS} columns")
-        columns = find_columns(plain.schema_arrow.names, kind)
-        for name in _names(columns):
-            _check_type(name, plain.schema_arrow.field(name).type, columns)
-        texts = _text_paths(plain, columns)
-        return pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, page_checksum_verification=True), columns
+        names = [plain(name) for name in file.schema_arrow.names]
     except (pa.ArrowException, OSError, ValueError) as error:
         raise RefusedError(f"not readable as Parquet: {_first_line(error)}") from error
+    twice = [name for name in file.schema_arrow.names if names.count(plain(name)) > 1]
+    if twice:
+        raise RefusedError(f"{plain(twice[0])} is there twice", "each name may be there once")
+    return file
+
+
+def _may_matter(name: str, kind: pa.DataType) -> bool:
+    """Whether the values of a column have to be looked at, to know what the rows mean."""
+    name = plain(name)
+    named = name in JUDGEMENTS or name in SCORES or name in TITLES or name == "slice" or is_negatives(name)
+    return named or pa.types.is_boolean(kind) or (may_judge(name) and pa.types.is_integer(kind))
+
+
+def _add_bounds(column: Column, file: pq.ParquetFile, name: str) -> None:
+    """Note the least and the greatest value of a column, by the index, without reading it."""
+    number = [file.schema.column(n).path.split(".")[0] for n in range(len(file.schema))].index(name)
+    for group in range(file.num_row_groups):
+        statistics = file.metadata.row_group(group).column(number).statistics
+        if statistics is None or not statistics.has_min_max or "." in file.schema.column(number).path:
+            column.many, column.texts = True, 1
+            continue
+        for value in (statistics.min, statistics.max):
+            column.add(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
+
+
+def _note(column: Column, values: pa.Array) -> None:
+    """Note the values of a column of one batch."""
+    if _is_list(values.type):
+        nulls = len(values) - (pc.sum(pc.greater(pc.fill_null(pc.list_value_length(values), 0), 0)).as_py() or 0)
+        column.missing += nulls
+        column.lists += len(values) - nulls
+    elif pa.types.is_dictionary(values.type):
+        column.missing += values.null_count
+        for value in _values(values.dictionary):
+            column.add(value)
+    else:
+        for value in _values(values):
+            column.add(value)
+
+
+def _usual(column: pa.Array) -> pa.Array:
+    """Decimals as numbers, and every kind of list as one with offsets."""
+    if pa.types.is_decimal(column.type):
+        return column.cast(pa.float64())
+    if _is_list(column.type) and not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+        return column.cast(pa.large_list(column.type.value_type))
+    return column
 
 
 def _names(columns: Columns) -> list[str]:
-    parts = (columns.query, columns.document, *columns.negatives, columns.score, columns.slice)
+    others = (columns.score, columns.slice, columns.title, columns.judgement)
+    parts = (columns.query, columns.document, *columns.negatives, *others)
     return [name for name in parts if name is not None]
 
 
@@ -109,26 +225,38 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+    views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views)
 
 
-def _check_type(name: str, kind: pa.DataType, columns: Columns) -> None:
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind))
+
+
+def _check_type(name: str, kind: pa.DataType, *, is_text: bool) -> None:
     """Refuse a column that does not hold what it should: then no row of it does."""
-    if name == columns.score:
-        sound = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
-    elif name in columns.negatives:
-        sound = _is_text(kind) or pa.types.is_null(kind) or (_is_list(kind) and _is_text(kind.value_type))
+    called, wanted = plain(name), "texts"
+    of_texts = _is_list(kind) and _is_text(kind.value_type)
+    if is_text:
+        sound = _is_text(kind) or (of_texts and called in LISTS)
+    elif called in SCORES:
+        sound, wanted = _is_number(kind) or pa.types.is_null(kind), "numbers"
+    elif is_negatives(called):
+        sound = _is_text(kind) or pa.types.is_null(kind) or of_texts
+    elif called in TITLES or called == "slice":
+        sound = _is_text(kind) or pa.types.is_null(kind)
     else:
-        sound = _is_text(kind) or (name == columns.slice and pa.types.is_null(kind))
+        sound, wanted = not pa.types.is_nested(kind) and not pa.types.is_binary(kind), "judgements"
     if not sound:
-        raise RefusedError(
-            f"column {name.strip().lower()} holds {kind}, not {'numbers' if name == columns.score else 'texts'}"
+        nested = _is_list(kind) and pa.types.is_struct(kind.value_type)
+        remedy = (
+            "write the texts of the objects, title first, as a list of texts, or write JSON lines" if nested else ""
         )
+        raise RefusedError(f"column {called} holds {kind}, not {wanted}", remedy)
 
 
-def _text_paths(file: pq.ParquetFile, columns: Columns) -> list[str]:
+def _text_paths(file: pq.ParquetFile, names: AbstractSet[str]) -> list[str]:
     """Where the file keeps the texts that can be read as dictionaries; of lists, writers name the items differently."""
-    names = set(_names(columns)) - {columns.score}
     found = [file.schema.column(number) for number in range(len(file.schema))]
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     return [
@@ -148,14 +276,13 @@ def _is_delta(column: pq.ColumnChunkMetaData) -> bool:
     return not _DELTAS.isdisjoint(column.encodings)
 
 
-def _check_pages(body: bytes, metadata: pq.FileMetaData, columns: Columns, limits: Limits) -> list[int]:
+def _check_pages(body: bytes, metadata: pq.FileMetaData, names: AbstractSet[str], limits: Limits) -> list[int]:
     """Refuse by what the file's index and its pages say of themselves, before anything is unpacked.
 
     Returns, for each row group, how many of its rows can be read at once.
     """
     if metadata.num_rows > limits.max_object_rows:
         raise RefusedError(f"more than {limits.max_object_rows} rows")
-    names = set(_names(columns))
     unpacked = 0
     steps = []
     for number in range(metadata.num_row_groups):
@@ -203,13 +330,13 @@ def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -
     return unpacked, 1 if in_lists else longest
 
 
-def _check_lengths(file: pq.ParquetFile, steps: Sequence[int], columns: Columns, size: int, limits: Limits) -> None:
+def _check_lengths(file: pq.ParquetFile, steps: Sequence[int], names: list[str], size: int, limits: Limits) -> None:
     """Refuse by the length of all texts, without making them."""
     unpacked = 0
     for group, step in enumerate(steps):
         try:
-            for batch in file.iter_batches(step, row_groups=[group], columns=_names(columns)):
-                unpacked += int(_row_bytes(batch).sum())
+            for batch in file.iter_batches(step, row_groups=[group], columns=names):
+                unpacked += int(_row_bytes(batch.columns).sum())
                 _check_unpacked(unpacked, size, limits)
         except (pa.ArrowException, OSError):
             continue  # found again, and named, when the rows are made
@@ -222,10 +349,10 @@ def _check_unpacked(unpacked: int, size: int, limits: Limits) -> None:
         raise RefusedError(f"unpacks to more than {limits.max_compression_ratio:g} times its size")
 
 
-def _row_bytes(batch: pa.RecordBatch) -> Counts:
+def _row_bytes(columns: Sequence[pa.Array]) -> Counts:
     """Bytes of all texts of each row, of shape (n_rows,)."""
-    total = np.zeros(batch.num_rows, dtype=np.int64)
-    for column in batch.columns:
+    total = np.zeros(len(columns[0]), dtype=np.int64)
+    for column in map(_usual, columns):
         if _is_list(column.type):
             offsets = _offsets(column)
             sums = np.concatenate([[0], np.cumsum(_text_bytes(column.values))])
@@ -244,7 +371,7 @@ def _text_bytes(texts: pa.Array) -> Counts:
     return np.asarray(pc.fill_null(pc.binary_length(texts), 0), dtype=np.int64)
 
 
-def _negative_counts(batch: pa.RecordBatch) -> Counts:
+def _list_lengths(batch: pa.RecordBatch) -> Counts:
     """Values in lists of each row, of shape (n_rows,)."""
     total = np.zeros(batch.num_rows, dtype=np.int64)
     for column in batch.columns:
@@ -257,22 +384,16 @@ def _offsets(lists: pa.Array) -> Counts:
     return np.asarray(lists.offsets, dtype=np.int64)
 
 
-def _add(rows: Rows, before: int, batch: pa.RecordBatch, columns: Columns) -> None:
-    """Add the rows of a batch, of which the first is number `before` + 1."""
-    lengths, negatives = _row_bytes(batch), _negative_counts(batch)
-    overlong = lengths > rows.limits.max_line_bytes
-    crowded = negatives > rows.limits.max_negatives
+def _made(batch: pa.RecordBatch, before: int, columns: Columns, limits: Limits) -> Iterator[Record | None]:
+    """The rows of a batch, of which the first is number `before` + 1, a few megabytes at a time."""
+    lengths = _row_bytes(batch.columns)
+    overlong = lengths > limits.max_line_bytes
+    crowded = _list_lengths(batch) > limits.max_negatives + _MOST_DOCUMENTS
     start = 0
     while start < batch.num_rows:
         if overlong[start] or crowded[start]:
-            limits = rows.limits
-            rows.reject(
-                before + start + 1,
-                f"longer than {limits.max_line_bytes} bytes"
-                if overlong[start]
-                else f"more than {limits.max_negatives} negatives",
-                "",
-            )
+            reason = f"longer than {limits.max_line_bytes} bytes" if overlong[start] else "too many texts in its lists"
+            yield before + start + 1, {}, reason, ""
             start += 1
             continue
         # as many rows as stay within the bytes to be made at once
@@ -280,19 +401,22 @@ def _add(rows: Rows, before: int, batch: pa.RecordBatch, columns: Columns) -> No
         while end < batch.num_rows and size <= _MADE_BYTES and not overlong[end] and not crowded[end]:
             size += int(lengths[end])
             end += 1
-        _add_made(rows, before + start, batch.slice(start, end - start), columns)
+        yield from _cells(batch.slice(start, end - start), before + start, columns)
+        yield None
         start = end
 
 
-def _add_made(rows: Rows, before: int, batch: pa.RecordBatch, columns: Columns) -> None:
-    """Make the rows of a small batch, and add them."""
+def _cells(batch: pa.RecordBatch, before: int, columns: Columns) -> Iterator[Record]:
+    """The rows of a small batch."""
     names = batch.schema.names
     made = [_values(column) for column in batch.columns]
     for line, values in enumerate(zip(*made, strict=True), before + 1):
         row = dict(zip(names, values, strict=True))
-        reason = "not UTF-8" if _UNDECODABLE in values else rows.add(line, row, columns)
-        if reason is not None:
-            rows.reject(line, reason, _shown(row))
+        if _UNDECODABLE in values:
+            shown = {name: value for name, value in row.items() if value is not _UNDECODABLE}
+            yield line, shown, "not UTF-8", None
+        else:
+            yield line, row, columns, None
 
 
 class _Undecodable:
@@ -327,7 +451,3 @@ def _one(value: pa.Scalar) -> Any:
         return value.as_py()
     except UnicodeDecodeError:
         return _UNDECODABLE
-
-
-def _shown(row: dict[str, Any]) -> str:
-    return ", ".join(f"{name}: {value}" for name, value in row.items() if value is not _UNDECODABLE)

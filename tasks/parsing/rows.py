@@ -1,17 +1,19 @@
-"""What a row is: which column holds what, and what makes a row one that is taken."""
+"""What a row is, and what makes a row one that is taken."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
 
 from tasks.config import Limits
+from tasks.parsing.columns import Columns
+from tasks.parsing.judged import Judged
+from tasks.parsing.shapes import Shape, shape_of
 from tasks.parsing.understood import Understood
-from tasks.parsing.unpacking import RefusedError
+from tasks.parsing.values import NOTHING, judge
 
 KINDS: Final = {"pairs": "pair", "golden": "golden", "corpus": "corpus"}
 """What the rows of an object are, by the first folder of its key."""
@@ -28,23 +30,20 @@ PARSED: Final = pa.schema(
 )
 """Columns of the rows that parsing accepts."""
 
-SPELLINGS: Final = (
-    ("query", "document"),
-    ("anchor", "positive"),
-    ("question", "answer"),
-    ("sentence1", "sentence2"),
-    ("text_a", "text_b"),
-)
-"""Names of query and document; the first pair of which a row has both is the one that counts."""
-
-SCORED: Final = frozenset({"sentence1", "text_a"})
-"""Spellings of scored pairs: without a score nothing says that the two texts belong together."""
-
 SHOWN_CHARS: Final = 200
 """Characters of a rejected row that its record keeps."""
 
 _UNSEEN: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
-"""Characters that are no white space and yet show nothing."""
+"""Characters that are not white space and yet show nothing."""
+
+_SUSPECT: Final = _UNSEEN + NOTHING[0]
+"""First characters of texts that may hold nothing."""
+
+_MOST_DOCUMENTS: Final = 1_000
+"""Documents that one row may hold."""
+
+_MOST_COPIED: Final = 16 << 20
+"""Characters that one row with several documents may come to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,62 +70,6 @@ def kind_of(key: str) -> str:
     return KINDS[key.partition("/")[0]]
 
 
-# --- which column is what --------------------------------------------------------------------------------
-
-
-class Columns(NamedTuple):
-    """The names under which a row holds its parts; empty or None where there is no such part."""
-
-    query: str | None
-    document: str
-    negatives: tuple[str, ...]
-    score: str | None
-    slice: str | None
-    scored: bool
-    """Whether every row needs a score."""
-
-
-def find_columns(names: Sequence[str], kind: str) -> Columns:
-    """Which of the names hold what. Case and blanks around a name do not matter; other columns are left alone.
-
-    Raises RefusedError when a part is missing, or there twice.
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        plain = name.strip().lower()
-        if plain in found and plain in _KNOWN:
-            raise RefusedError(f"{plain} is there twice")
-        found[plain] = name
-    if kind == "corpus":
-        if "text" not in found and "document" not in found:
-            raise RefusedError("no text")
-        return Columns(None, found["text"] if "text" in found else found["document"], (), None, None, scored=False)
-    query, document = next((pair for pair in SPELLINGS if found.keys() >= set(pair)), (None, None))
-    if query is None or document is None:
-        raise RefusedError(_what_is_missing(found.keys()))
-    if query in SCORED and "score" not in found:
-        raise RefusedError(f"{query} and {document} without a score")
-    negatives = tuple(found[name] for name in ("negative", "negatives") if name in found)
-    scored = query in SCORED
-    return Columns(found[query], found[document], negatives, found.get("score"), found.get("slice"), scored)
-
-
-_KNOWN: Final = frozenset(chain(*SPELLINGS, ("negative", "negatives", "score", "slice", "text")))
-
-
-def _what_is_missing(names: Iterable[str]) -> str:
-    present = set(names)
-    for query, document in SPELLINGS:
-        if query in present:
-            return f"{query} without {document}"
-        if document in present:
-            return f"{document} without {query}"
-    return "neither query and document nor another spelling of them"
-
-
-# --- one row ---------------------------------------------------------------------------------------------
-
-
 @dataclass
 class Rows:
     """Rows of one object as they are gathered: accepted ones by column, rejected ones by record."""
@@ -141,6 +84,9 @@ class Rows:
     slice: list[str | None] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
+    size: int = 0
+    """Characters of the rows since the last chunk that hold more than their line does."""
+    judged: Judged = field(default_factory=Judged)
 
     def __post_init__(self) -> None:
         self.kind = kind_of(self.key)
@@ -150,35 +96,99 @@ class Rows:
 
     def add(self, line: int, row: Mapping[str, Any], columns: Columns) -> str | None:
         """Accept a row, or say why not."""
-        document = row[columns.document]
+        if columns.shaped:
+            return self._add_shaped(line, row, columns)
+        query = None if columns.query is None else row[columns.query]
+        negatives: list[str] = []
+        for name in columns.negatives:
+            value = row[name]
+            if value is not None and value != NOTHING:
+                negatives += value if type(value) is list else (value,)
+        return self._accept(line, query, row[columns.document], negatives, row, columns)
+
+    def note(self, row: Mapping[str, Any], columns: Columns) -> None:
+        """Note what a judged row says, before any row of the object is added."""
+        relevant, shape = judge(row[columns.judgement or ""]), shape_of(row, columns)
+        if relevant is None or isinstance(shape, str) or self._first_fault(shape):
+            return
+        for document in shape.documents:
+            self.judged.note(shape.query, document, relevant=relevant)
+
+    def _add_shaped(self, line: int, row: Mapping[str, Any], columns: Columns) -> str | None:
+        shape = shape_of(row, columns)
+        reason = shape if isinstance(shape, str) else self._first_fault(shape)
+        if reason is not None or isinstance(shape, str):
+            return reason
+        negatives = shape.negatives
+        if columns.judgement is not None:
+            relevant = judge(row[columns.judgement])
+            reason = self.judged.fault(shape.query, shape.documents, relevant)
+            if relevant is None:
+                self.judged.unjudged += 1
+            if reason is not None:
+                return reason
+            self.judged.count(relevant=bool(relevant))
+            if not relevant:
+                return None
+            negatives = [*negatives, *self.judged.negatives(shape.query, self.limits, taken=negatives)]
+        if len(shape.documents) > _MOST_DOCUMENTS:
+            return f"more than {_MOST_DOCUMENTS} documents"
+        size = sum(map(len, negatives)) + len(shape.query or "")
+        if len(shape.documents) * size > _MOST_COPIED:
+            return f"{len(shape.documents)} documents with {len(negatives)} negatives are too long together"
+        for document in shape.documents:
+            reason = self._accept(line, shape.query, document, negatives, row, columns)
+            if reason is not None:
+                return reason  # the first one says so already: nothing has been accepted
+            self.size += size + len(document)
+        return None
+
+    def _first_fault(self, shape: Shape) -> str | None:
+        """What is wrong with the first text of a row that cannot be taken."""
         most = self.limits.max_text_chars
-        # _fault spelt out, because two calls for every row cost a tenth of the time
-        suspect = type(document) is not str or not document or document.isspace() or document[0] in _UNSEEN
+        faults = (_fault("document", text, most) for text in shape.documents)
+        reason = next((reason for reason in faults if reason), None)
+        return reason if reason or self.kind == "corpus" else _fault("query", shape.query, most)
+
+    def _accept(
+        self, line: int, query: Any, document: Any, negatives: list[str], row: Mapping[str, Any], columns: Columns
+    ) -> str | None:
+        """Add one pair, or say why not."""
+        most = self.limits.max_text_chars
+        # the usual texts are sound: two calls of _fault for every row would cost a tenth of the time
+        suspect = type(document) is not str or not document or document.isspace() or document[0] in _SUSPECT
         if suspect or len(document) > most or "\0" in document:
             reason = _fault("document", document, most)
             if reason is not None:
                 return reason
-        query = None
         if columns.query is not None:
-            query = row[columns.query]
-            suspect = type(query) is not str or not query or query.isspace() or query[0] in _UNSEEN
+            suspect = type(query) is not str or not query or query.isspace() or query[0] in _SUSPECT
             if suspect or len(query) > most or "\0" in query:
                 reason = _fault("query", query, most)
                 if reason is not None:
                     return reason
-        negatives: list[str] = []
-        for name in columns.negatives:
-            value = row[name]
-            if value is not None:
-                negatives += value if type(value) is list else (value,)
-        if negatives:
-            if len(negatives) > self.limits.max_negatives:
-                return f"more than {self.limits.max_negatives} negatives"
-            for text in negatives:
-                reason = _fault("negative", text, most)
-                if reason is not None:
-                    return reason
         score = None if columns.score is None else row[columns.score]
+        cut = None if columns.slice is None else row[columns.slice]
+        if negatives or score is not None or cut is not None or columns.scored:
+            reason = self._other_fault(negatives, score, cut, columns)
+            if reason is not None:
+                return reason
+        self.query.append(query)
+        self.document.append(document)
+        self.negatives.append(negatives)
+        self.score.append(None if columns.constant else score)
+        self.slice.append(cut)
+        self.line.append(line)
+        return None
+
+    def _other_fault(self, negatives: list[str], score: Any, cut: Any, columns: Columns) -> str | None:
+        """What is wrong with the optional parts of a row."""
+        if len(negatives) > self.limits.max_negatives:
+            return f"more than {self.limits.max_negatives} negatives"
+        for text in negatives:
+            reason = _fault("negative", text, self.limits.max_text_chars)
+            if reason is not None:
+                return reason
         if score is not None:
             if type(score) is not float and type(score) is not int:
                 return "score is not a number"
@@ -186,18 +196,7 @@ class Rows:
                 return "score is not within 0 to 1"
         elif columns.scored:
             return "no score"
-        cut = None if columns.slice is None else row[columns.slice]
-        if cut is not None:
-            reason = _fault("slice", cut, most)
-            if reason is not None:
-                return reason
-        self.query.append(query)
-        self.document.append(document)
-        self.negatives.append(negatives)
-        self.score.append(score)
-        self.slice.append(cut)
-        self.line.append(line)
-        return None
+        return None if cut is None else _fault("slice", cut, self.limits.max_text_chars)
 
     def reject(self, line: int, reason: str, text: str | bytes) -> None:
         """Record a row that is not taken, with the start of its text."""
@@ -212,13 +211,13 @@ class Rows:
         arrays = [pa.array(column, part.type) for column, part in zip(columns, PARSED, strict=True)]
         done = Chunk(pa.RecordBatch.from_arrays(arrays, schema=PARSED), self.rejected)
         self.query, self.document, self.negatives, self.score, self.slice, self.line = [], [], [], [], [], []
-        self.rejected = []
+        self.rejected, self.size = [], 0
         return done
 
 
 def _fault(part: str, text: object, most: int) -> str | None:
     """What is wrong with a text, or None."""
-    if text is None:
+    if text is None or text == NOTHING:
         return f"no {part}"
     if type(text) is not str:
         return f"{part} is not a text"

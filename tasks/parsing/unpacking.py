@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final
+
+import pyarrow as pa
 
 from tasks.config import Limits
 
@@ -22,12 +26,22 @@ _MOST_MEMBERS: Final = 100_000
 """Each member costs the same however little it holds; block-wise packers make one for every 64 KiB."""
 
 _GZIP: Final = b"\x1f\x8b"
+_ZSTD: Final = b"\x28\xb5\x2f\xfd"
 _UTF8_BOM: Final = b"\xef\xbb\xbf"
-_OTHER_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+_UTF16_BOMS: Final = (b"\xff\xfe", b"\xfe\xff")
+_SAVE_AS_UTF8: Final = "save it as UTF-8, such as with `iconv -f UTF-16 -t UTF-8`"
+
+_FEW_LINES: Final = 5
+"""Lines that are not UTF-8 up to which they are broken lines, rather than a file in another encoding."""
 
 
 class RefusedError(Exception):
-    """No row of the object can be taken; the message is the reason."""
+    """No row of the object can be taken; the message is the reason, and what to do about it where there is a remedy."""
+
+    def __init__(self, reason: str, remedy: str = "") -> None:
+        super().__init__(f"{reason}: {remedy}" if remedy else reason)
+        self.reason = reason
+        self.remedy = remedy
 
 
 class DamagedError(Exception):
@@ -46,17 +60,22 @@ class Text:
     """An object that holds lines of text, packed or not."""
 
     body: bytes
-    packed: bool
+    packing: str = ""
+    """How it is packed: "gz", "zst", or not at all."""
 
     def blocks(self) -> Iterator[bytes]:
-        """The unpacked bytes without byte order mark, in blocks of about a megabyte.
+        """The unpacked bytes as UTF-8 without byte order mark, in blocks of about a megabyte.
 
         Raises DamagedError after the last sound block, RefusedError where even earlier blocks cannot be trusted.
         """
-        start = len(_UTF8_BOM)
-        for block in _gunzip(self.body) if self.packed else _slices(self.body):
-            yield block[start:] if start and block.startswith(_UTF8_BOM) else block
-            start = 0
+        blocks = _UNPACK[self.packing](self.body)
+        first = next(blocks, b"")
+        if first.startswith(_UTF16_BOMS):
+            yield from _from_utf16(chain([first], blocks))
+            return
+        if first:
+            yield first.removeprefix(_UTF8_BOM)
+        yield from blocks
 
     def inspect(self, limits: Limits) -> None:
         """Read the object once without keeping anything, and raise RefusedError for whatever exceeds a cap.
@@ -103,13 +122,69 @@ class Text:
         if rest:
             yield [rest]
 
+    def check_encoding(self, broken: int, sound: int) -> None:
+        """Raise RefusedError where the lines that are not UTF-8 are so many that the object is in another encoding.
+
+        Args:
+            broken: Lines that could not be read.
+            sound: Lines that could.
+        """
+        other = wide = 0
+        try:
+            for lines in self.lines(1 << 20):
+                for line in lines:
+                    if line.isascii():
+                        continue
+                    try:
+                        line.decode()
+                        wide += 1
+                    except UnicodeDecodeError:
+                        other += 1
+        except DamagedError:
+            pass  # named where the rows are read
+        if other > wide and 10 * other >= broken + sound and other > _FEW_LINES:
+            raise RefusedError(
+                f"not UTF-8: {other} lines are in another encoding",
+                "save it as UTF-8, such as with `iconv -f WINDOWS-1252 -t UTF-8` for a file from a Western Windows",
+            )
+
 
 def _recognise(start: bytes) -> None:
     """Refuse text that is something else, with the way out."""
-    if start.startswith(_OTHER_BOMS):
-        raise RefusedError("UTF-16 text: save it as UTF-8")
-    if start.startswith(_GZIP):
-        raise RefusedError("compressed once more: pack it once, and let the name end in .gz")
+    if start.startswith((_GZIP, _ZSTD)):
+        raise RefusedError("compressed once more", "pack it once, and let the name end in .gz or .zst")
+    if start.startswith(b"PK\x03\x04"):
+        raise RefusedError("a spreadsheet or another ZIP file", "export it as CSV in UTF-8")
+    even, odd = start[::2].count(0), start[1::2].count(0)
+    if max(even, odd) > len(start) // 5 and min(even, odd) < max(even, odd) // 10:
+        raise RefusedError("UTF-16 text without a byte order mark", _SAVE_AS_UTF8)
+
+
+def _from_utf16(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Text with a byte order mark of UTF-16, as UTF-8."""
+    decoder = codecs.getincrementaldecoder("utf-16")()
+    try:
+        for block in blocks:
+            yield decoder.decode(block).encode()
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        raise RefusedError("UTF-16 text that is damaged", _SAVE_AS_UTF8) from error
+
+
+def _unzstd(body: bytes) -> Iterator[bytes]:
+    """Unpack Zstandard frames one after the other."""
+    if not body.startswith(_ZSTD):
+        raise RefusedError("not Zstandard")
+    sound = False
+    try:
+        with pa.input_stream(pa.BufferReader(body), compression="zstd", buffer_size=0) as stream:
+            while block := stream.read(BLOCK):
+                sound = True
+                yield block
+    except OSError as error:
+        if sound and "runcated" in str(error):
+            raise DamagedError("the Zstandard data ends too early", cut=True) from error
+        raise RefusedError(f"damaged Zstandard: {str(error).partition(chr(10))[0][:100]}") from error
 
 
 def _slices(body: bytes) -> Iterator[bytes]:
@@ -168,3 +243,7 @@ def _members(body: bytes) -> Iterator[bytes]:
             pending = inside and len(piece) == BLOCK
     if inside:
         raise DamagedError("the gzip data ends too early", cut=True)
+
+
+_UNPACK: Final[dict[str, Callable[[bytes], Iterator[bytes]]]] = {"": _slices, "gz": _gunzip, "zst": _unzstd}
+"""What unpacks an object, by the end of its name."""
