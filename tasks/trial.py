@@ -23,7 +23,7 @@ from tasks import dataset, intake
 from tasks.config import TARGETS, Checks, Gate, Limits, Training
 from tasks.dataset import EvaluationSet
 from tasks.gate import Decision, Scores, decide
-from tasks.parsing import KINDS, Rejected, parse, refuse_unread
+from tasks.parsing import KINDS, Chunk, Rejected, Understood, is_ignored, parse, refuse_unread
 from tasks.splits import Side, Split, document_key
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ class TrialError(Exception):
 
 @dataclass(frozen=True)
 class Labels:
-    """What the files hold: accepted rows (schema `tasks.intake.ROWS`), and the rejected ones."""
+    """What the files hold: accepted rows (schema `tasks.intake.ROWS`) and rejected ones."""
 
     rows: pa.Table
     rejected: list[Rejected]
+    understood: list[Understood]
+    """What the reader made of each file."""
 
 
 @dataclass(frozen=True)
@@ -127,17 +129,47 @@ def read(path: Path, corpus: Path | None = None, limits: Limits | None = None) -
     caps = limits or Limits()
     batches: list[pa.RecordBatch] = []
     rejected: list[Rejected] = []
+    understood: list[Understood] = []
     for file, key in (*_files(path, "pairs"), *(_files(corpus, "corpus") if corpus else ())):
-        refused = refuse_unread(key, file.stat().st_size, caps)
-        for chunk in [refused] if refused is not None else parse(key, file.read_bytes(), caps):
+        for chunk in parse_file(file, key, caps):
             batches.append(intake.with_origin(key, chunk.rows))
             rejected += chunk.rejected
+            understood += [chunk.understood] if chunk.understood is not None else []
     table = pa.Table.from_batches(batches, intake.BATCH)
     if not pc.any(pc.equal(table["kind"], "pair")).as_py():
         raise TrialError(f"no labelled pair in {path}{_first(rejected)}")
     return Labels(
-        table.append_column(intake.ROWS.field("commit"), pa.repeat(pa.scalar(1, pa.int64()), table.num_rows)), rejected
+        table.append_column(intake.ROWS.field("commit"), pa.repeat(pa.scalar(1, pa.int64()), table.num_rows)),
+        rejected,
+        understood,
     )
+
+
+def parse_file(file: Path, key: str, limits: Limits) -> Iterator[Chunk]:
+    """Parse a local file as if it were the object `key`; one that is larger than the limits allow is not read."""
+    refused = refuse_unread(key, file.stat().st_size, limits)
+    yield from [refused] if refused is not None else parse(key, file.read_bytes(), limits)
+
+
+def key_of(file: Path, kind: str | None, folder: Path | None) -> str:
+    """The key that a file would have in a store.
+
+    Args:
+        file: The file, in `folder` where that is given.
+        kind: The first folder of the key; None: the folder of its path that has such a name, or the file's own name
+            where it is one (`corpus.jsonl`), else `pairs`.
+        folder: What was named, if not the file itself.
+    """
+    name = file.relative_to(folder).as_posix() if folder else file.name
+    if kind is not None:
+        return f"{kind}/{name}"
+    parents = list(file.parts[:-1])
+    while parents:
+        if parents[-1] in KINDS:
+            return "/".join(file.parts[len(parents) - 1 :])
+        parents.pop()
+    stem = file.name.partition(".")[0].lower()
+    return f"{stem if stem in KINDS else 'pairs'}/{name}"
 
 
 def _first(rejected: Sequence[Rejected]) -> str:
@@ -157,8 +189,9 @@ def _files(path: Path, kind: str) -> Iterator[tuple[Path, str]]:
         raise TrialError(f"there is no file or folder {path}")
     for file in sorted(path.rglob("*")):
         name = file.relative_to(path).as_posix()
-        if file.is_file() and not any(part.startswith(".") for part in name.split("/")):
-            yield file, name if kind == "pairs" and name.partition("/")[0] in KINDS else f"{kind}/{name}"
+        key = name if kind == "pairs" and name.partition("/")[0] in KINDS else f"{kind}/{name}"
+        if file.is_file() and not is_ignored(key) and not name.startswith("."):
+            yield file, key
 
 
 def compare(

@@ -15,7 +15,7 @@ from typing import Final
 
 import typer
 
-from deployments.cli import alerts, joining, looking, nights, stack, trying, versions, workers
+from deployments.cli import alerts, joining, looking, nights, reading, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 from deployments.stack import local
 from deployments.terminal.text import escape, sanitise_logs
@@ -40,6 +40,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "tour": stack.tour,
         "try": trying.try_pairs,
         "convert": trying.convert,
+        "read": reading.read,
         "up": stack.up,
         "status": stack.status,
     },

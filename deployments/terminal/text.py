@@ -36,6 +36,11 @@ def printable(text: str) -> str:
     return "".join(_shown(char) if _is_unsafe(char) else char for char in text)
 
 
+def is_safe(text: str) -> bool:
+    """Whether a text holds nothing that a terminal would obey."""
+    return (text.isascii() and text.isprintable()) or not any(map(_is_unsafe, text))
+
+
 def escape(text: str, *, lines: bool = False) -> str:
     """A text from data as it goes into a console's markup: printable, and no markup of its own.
 

@@ -40,7 +40,7 @@ class JsonLines:
         self.text.inspect(self.limits)
         known: dict[tuple[str, ...], list[tuple[str, Column]]] = {}
         longest, loads = self.limits.max_line_bytes, orjson.loads
-        sound = broken = 0
+        sound = 0
         other: str | None = None
         try:
             for lines in self.text.lines(longest):
@@ -48,7 +48,6 @@ class JsonLines:
                     try:
                         row = loads(line)
                     except ValueError:
-                        broken += 1
                         continue
                     if type(row) is not dict or len(line) > longest:
                         other = other or _ARRAY if type(row) is list else other
@@ -71,8 +70,6 @@ class JsonLines:
             )
         if self.strict and not sound:
             raise RefusedError("neither a JSON array nor one JSON object per line", _LINES_ARE_SAFER)
-        if broken:
-            self.text.check_encoding(broken, sound)
 
     def records(self, plan: Plan) -> Iterator[Record | None]:
         """Every line that is not blank."""

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from tasks.config import Limits
 from tasks.parsing.columns import Columns, Plan, Survey
 from tasks.parsing.names import JUDGEMENTS, LISTS, SCORES, TITLES, is_negatives, may_judge, plain
-from tasks.parsing.parquet_pages import pages
+from tasks.parsing.parquet_pages import ColumnChunk, chunks, pages
 from tasks.parsing.reading import Record
 from tasks.parsing.unpacking import HARMLESS, RefusedError
 from tasks.parsing.values import Column
@@ -38,8 +38,6 @@ _MADE_BYTES: Final = 4 << 20
 _MOST_COLUMNS: Final = 10_000
 _MOST_INDEX_BYTES: Final = 1 << 24
 """What the index at the end of a file takes in memory is many times its size."""
-
-_DELTAS: Final = {"DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"}
 
 _MOST_VALUES_A_ROW: Final = 16
 """Negatives per row on average: what a whole object of the most rows may hold."""
@@ -72,7 +70,12 @@ class ParquetRows:
 
         Raises RefusedError when nothing can be taken: not Parquet, beyond a cap, or columns of other types.
         """
-        plain_file = _open(self.body)
+        try:
+            self._survey(survey, _open(self.body))
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise RefusedError(f"not readable as Parquet: {_first_line(error)}") from error
+
+    def _survey(self, survey: Survey, plain_file: pq.ParquetFile) -> None:
         schema = plain_file.schema_arrow
         watched = dict(survey.watch(schema.names, texts=True))
         if not survey.pairs:
@@ -84,10 +87,13 @@ class ParquetRows:
                 _check_type(name, kind, is_text=plain(name) in texts)
                 self._looked_at.append(name)
             elif name in watched:
-                _add_bounds(watched[name], plain_file, name)
-        paths = _text_paths(plain_file, set(self._looked_at))
+                watched[name].many = True  # it is not read
+        groups = chunks(self.body)
+        if len(groups) != plain_file.num_row_groups:
+            raise ValueError("an index that is damaged")
+        paths = _text_paths(plain_file, set(self._looked_at), groups)
         self._file = pq.ParquetFile(pa.BufferReader(self.body), read_dictionary=paths, page_checksum_verification=True)
-        self._steps = _check_pages(self.body, self._file.metadata, set(self._looked_at), self.limits)
+        self._steps = _check_pages(self.body, groups, plain_file.metadata.num_rows, set(self._looked_at), self.limits)
         _check_lengths(self._file, self._steps, self._looked_at, len(self.body), self.limits)
         self._look({name: column for name, column in watched.items() if name in self._looked_at}, texts)
 
@@ -166,19 +172,8 @@ def _may_matter(name: str, kind: pa.DataType) -> bool:
     """Whether the values of a column have to be looked at, to know what the rows mean."""
     name = plain(name)
     named = name in JUDGEMENTS or name in SCORES or name in TITLES or name == "slice" or is_negatives(name)
-    return named or pa.types.is_boolean(kind) or (may_judge(name) and pa.types.is_integer(kind))
-
-
-def _add_bounds(column: Column, file: pq.ParquetFile, name: str) -> None:
-    """Note the least and the greatest value of a column, by the index, without reading it."""
-    number = [file.schema.column(n).path.split(".")[0] for n in range(len(file.schema))].index(name)
-    for group in range(file.num_row_groups):
-        statistics = file.metadata.row_group(group).column(number).statistics
-        if statistics is None or not statistics.has_min_max or "." in file.schema.column(number).path:
-            column.many, column.texts = True, 1
-            continue
-        for value in (statistics.min, statistics.max):
-            column.add(value.decode(errors="replace") if isinstance(value, bytes) else str(value))
+    may_tell = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or _is_text(kind)
+    return named or name == "answer" or (may_judge(name) and may_tell)
 
 
 def _note(column: Column, values: pa.Array) -> None:
@@ -197,7 +192,12 @@ def _note(column: Column, values: pa.Array) -> None:
 
 
 def _usual(column: pa.Array) -> pa.Array:
-    """Decimals as numbers, and every kind of list as one with offsets."""
+    """Decimals as numbers, and every kind of list as one with offsets. Raises ArrowInvalid for damaged dictionaries."""
+    numbered = column.flatten() if _is_list(column.type) else column
+    if pa.types.is_dictionary(numbered.type):
+        last = pc.min_max(numbered.indices).as_py()
+        if last["max"] is not None and (last["max"] >= len(numbered.dictionary) or last["min"] < 0):
+            raise pa.ArrowInvalid("a value that is not in its dictionary")
     if pa.types.is_decimal(column.type):
         return column.cast(pa.float64())
     if _is_list(column.type) and not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
@@ -255,42 +255,36 @@ def _check_type(name: str, kind: pa.DataType, *, is_text: bool) -> None:
         raise RefusedError(f"column {called} holds {kind}, not {wanted}", remedy)
 
 
-def _text_paths(file: pq.ParquetFile, names: AbstractSet[str]) -> list[str]:
-    """Where the file keeps the texts that can be read as dictionaries; of lists, writers name the items differently."""
+def _text_paths(file: pq.ParquetFile, names: AbstractSet[str], groups: Sequence[Sequence[ColumnChunk]]) -> list[str]:
+    """Where the file keeps the texts that can be read as dictionaries; of lists, writers name the items differently.
+
+    Arrow cannot read columns in a delta encoding as dictionaries; where the index does not tell, reading fails.
+    """
     found = [file.schema.column(number) for number in range(len(file.schema))]
-    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    delta = {chunk.path for group in groups for chunk in group if chunk.delta}
     return [
         column.path
-        for number, column in enumerate(found)
-        if column.path.split(".")[0] in names
-        and column.physical_type == "BYTE_ARRAY"
-        and not any(_is_delta(group.column(number)) for group in groups)
+        for column in found
+        if column.path.split(".")[0] in names and column.physical_type == "BYTE_ARRAY" and column.path not in delta
     ]
 
 
-def _is_delta(column: pq.ColumnChunkMetaData) -> bool:
-    """Whether texts may be written as what they have in common with the one before: then they outgrow their bytes.
-
-    Arrow cannot read such columns as dictionaries; where the index does not tell, reading fails.
-    """
-    return not _DELTAS.isdisjoint(column.encodings)
-
-
-def _check_pages(body: bytes, metadata: pq.FileMetaData, names: AbstractSet[str], limits: Limits) -> list[int]:
+def _check_pages(
+    body: bytes, groups: Sequence[Sequence[ColumnChunk]], rows: int, names: AbstractSet[str], limits: Limits
+) -> list[int]:
     """Refuse by what the file's index and its pages say of themselves, before anything is unpacked.
 
     Returns, for each row group, how many of its rows can be read at once.
     """
-    if metadata.num_rows > limits.max_object_rows:
+    if rows > limits.max_object_rows:
         raise RefusedError(f"more than {limits.max_object_rows} rows")
     unpacked = 0
     steps = []
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+    for group in groups:
         longest = 1
-        for column in map(group.column, range(group.num_columns)):
-            if column.path_in_schema.split(".")[0] in names:
-                size, longest_here = _check_column(body, column, limits)
+        for chunk in group:
+            if chunk.path.split(".")[0] in names:
+                size, longest_here = _check_column(body, chunk, limits)
                 unpacked += size
                 longest = max(longest, longest_here)
                 _check_unpacked(unpacked, len(body), limits)
@@ -298,22 +292,20 @@ def _check_pages(body: bytes, metadata: pq.FileMetaData, names: AbstractSet[str]
     return steps
 
 
-def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -> tuple[int, int]:
+def _check_column(body: bytes, chunk: ColumnChunk, limits: Limits) -> tuple[int, int]:
     """Bytes that one column of one row group unpacks to, and bytes that each of its values takes at most.
 
     Where texts do not outgrow their bytes, the second is the average of the page with the longest ones: a number of
     values takes at most that many times as much, and two pages.
     """
-    start = min(column.data_page_offset, column.dictionary_page_offset or column.data_page_offset)
-    in_lists = "." in column.path_in_schema
-    delta = _is_delta(column)
+    in_lists = "." in chunk.path
     most = max((_MEMORY_BYTES - len(body)) // _COPIES, _READ_BYTES)
     unpacked = values = longest = 0
     try:
-        for page in pages(body, start, start + column.total_compressed_size):
+        for page in pages(body, chunk.start, chunk.start + chunk.size):
             unpacked += page.unpacked
             values += page.values
-            if delta:
+            if chunk.delta:
                 longest = max(longest, page.unpacked)
             elif page.values:
                 longest = max(longest, page.unpacked // page.values)
@@ -325,7 +317,7 @@ def _check_column(body: bytes, column: pq.ColumnChunkMetaData, limits: Limits) -
         raise RefusedError(f"not readable as Parquet: {error}") from error
     if values > _MOST_VALUES_A_ROW * limits.max_object_rows:
         raise RefusedError(f"more than {_MOST_VALUES_A_ROW * limits.max_object_rows} negatives")
-    if in_lists and delta and longest * values > most:
+    if in_lists and chunk.delta and longest * values > most:
         raise RefusedError("many negatives in a delta encoding: write them as PLAIN")
     return unpacked, 1 if in_lists else longest
 
