@@ -137,9 +137,10 @@ def test_objects_without_rows_are_named_once(store: Store) -> None:
     assert take_in(store, writer="run-1", limits=limits).commit == 1
     assert take_in(store, writer="run-2", limits=limits).new_commits == ()
     assert [row.reason for row in quarantined(store)] == [
-        "larger than 100 bytes",
+        "larger than 100 bytes: write several smaller ones, or raise limits.max_object_bytes",
         "empty",
-        "unknown kind of file: the name must end in .jsonl, .jsonl.gz, .csv, .csv.gz, .parquet",
+        "unknown kind of file: the name must end in .jsonl, .ndjson, .json, .csv, .tsv, each also with .gz or .zst, or "
+        "in .parquet",
     ]
     assert read_rows(store, 1).num_rows == 0
 

@@ -74,7 +74,7 @@ def refuse_unread(key: str, size: int, limits: Limits) -> Chunk | None:
         return _refusal(key, RefusedError("empty"), 1)
     if _ending(key) not in _SOURCES:
         rows = size // _ROW_BYTES if key.lower().endswith(_TABLES) else 1
-        return _refusal(key, RefusedError(f"unknown kind of file: the name must end in {', '.join(_SOURCES)}"), rows)
+        return _refusal(key, RefusedError("unknown kind of file", _ENDINGS), rows)
     if size > limits.max_object_bytes:
         remedy = "write several smaller ones, or raise limits.max_object_bytes"
         error = RefusedError(f"larger than {limits.max_object_bytes} bytes", remedy)
@@ -147,6 +147,8 @@ def _parquet(body: bytes, _packing: str, limits: Limits) -> Source:
 
 
 _TEXTS: Final = {".jsonl": _json_lines, ".ndjson": _json_lines, ".json": _json, ".csv": _csv, ".tsv": _tsv}
+
+_ENDINGS: Final = f"the name must end in {', '.join(_TEXTS)}, each also with .gz or .zst, or in .parquet"
 
 _SOURCES: Final[dict[str, Callable[[bytes, str, Limits], Source]]] = {
     **{ending + packing: source for ending, source in _TEXTS.items() for packing in ("", ".gz", ".zst")},
