@@ -324,6 +324,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             )
             for side, result in sides.items()
         }
+        moved = _moved(table, data, {side: _cached(store, encoders[side], work) for side in _JUDGED})
+        encoding.put_aside(models.values())  # the serving check's fresh process loads two models of its own
         problems = serving.check_serving(
             store,
             candidate,
@@ -337,7 +339,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             production=records[scoring.PRODUCTION],
             base=records.get(scoring.BASE),
             counts={**data.counts, "excluded": data.test.excluded},
-            moved=_moved(table, data, {side: _cached(store, encoders[side], work) for side in _JUDGED}),
+            moved=moved,
             serving=problems,
             numeric_path=path.name,
             by_similarity=movers.by_similarity(table),

@@ -10,7 +10,7 @@ import pytest
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import FP32, encode, load, resolve_model
 from tasks.registry import Description, publish
-from tasks.scoring.serving import Sample, check_serving, describe, differs
+from tasks.scoring.serving import MachineError, Sample, check_serving, describe, differs
 from tasks.storage import Store
 from tests import tiny_models
 
@@ -112,6 +112,30 @@ def test_a_check_of_nothing_and_one_that_takes_too_long_do_not_pass(store: Store
     assert check(store, version, Sample([], nothing, [], nothing), tiny) == ["the serving check had no texts to encode"]
     (reason,) = check(store, version, scored, tiny, timeout=0.01)
     assert "within 0.01 seconds" in reason
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        'raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")',
+        "os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is short",
+    ],
+)
+def test_a_machine_without_memory_is_not_blamed_on_the_candidate(
+    store: Store, tiny: Path, scored: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str
+) -> None:
+    """Memory runs out in the fresh process: an error of the machine, and no reason to hold the candidate."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if 'tasks.scoring.serving' in sys.orig_argv:\n"
+        "    import torch\n    import tasks.encoding\n"
+        f"    def encode(*_, **__):\n        {failure}\n"
+        "    tasks.encoding.encode = encode\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    version = publish(store, tiny, describe(tiny))
+    with pytest.raises(MachineError, match="this machine ran out of memory"):
+        check(store, version, scored, tiny)
 
 
 def test_vectors_are_compared_by_distance_and_nan_is_never_equal() -> None:

@@ -1,7 +1,7 @@
 """A model folder and texts to vectors: loading, identity, numeric paths, and the cache of vectors."""
 
 from tasks.encoding.cache import CachedEncoder, VectorCache, text_hash
-from tasks.encoding.device import moved, out_of_memory, release
+from tasks.encoding.device import moved, out_of_memory, put_aside, release
 from tasks.encoding.encoder import (
     BF16,
     FP16,
@@ -53,6 +53,7 @@ __all__ = [
     "out_of_memory",
     "padding",
     "prompt_for",
+    "put_aside",
     "release",
     "resolve_model",
     "text_hash",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     import torch
+    from sentence_transformers import SentenceTransformer
 
 _OUT_OF_MEMORY: Final = (
     "can't allocate memory",
@@ -30,6 +32,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(sign in str(error) for sign in _OUT_OF_MEMORY)
+
+
+def put_aside(models: Iterable[SentenceTransformer]) -> None:
+    """Move models to the CPU, so that another process has a GPU's memory to itself."""
+    for model in models:
+        model.to("cpu")
+    release()
 
 
 def release() -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding import FP32, PLAIN, NumericPath, encode, load
+from tasks.encoding import FP32, PLAIN, NumericPath, encode, load, out_of_memory
 from tasks.registry import Description, VersionError, pull, read_manifest
 from tasks.storage import Store
 
@@ -40,8 +41,15 @@ ROUNDS: Final = 5
 """Times that candidate and baseline each encode the sample, in turn; the fastest of each are compared. On a CPU it is
 CPU time: what else runs on the machine makes a round slower, never faster, and must not hold a good candidate back."""
 
+_MACHINE: Final = 75
+"""Exit status of the fresh process where memory ran out: nothing is said about the candidate (EX_TEMPFAIL)."""
+
 _TIMED: Final = 32
 """Texts that are encoded for the time."""
+
+
+class MachineError(Exception):
+    """The serving check could not be made for want of memory: that says nothing about the candidate."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,7 @@ def check_serving(
     It must download and verify, load in a fresh process within `timeout` seconds, be what its manifest describes,
     give the scored vectors of `sample`, by `path` and by the library's own encode (`TOLERANCE`), and encode
     in at most `max_slowdown` times what `baseline` (the folder of production, or of the base model) takes. Raises
-    StoreError when the store cannot be read.
+    StoreError when the store cannot be read, MachineError when memory ran out.
     """
     if not sample.queries or not sample.documents:
         return ["the serving check had no texts to encode"]
@@ -156,6 +164,11 @@ def _run(folder: Path, timeout: float) -> str:
         )
     except subprocess.TimeoutExpired:
         return f"the stored model did not load and encode within {timeout:g} seconds"
+    if done.returncode in (_MACHINE, -signal.SIGKILL):
+        raise MachineError(
+            "the serving check could not be made: this machine ran out of memory, or something killed the check "
+            f"(exit status {done.returncode}): {' '.join(done.stderr.strip().splitlines()[-1:])[:500]}"
+        )
     if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]
         return f"the stored model cannot be served (exit status {done.returncode}): {last[0][:500]}"
@@ -226,5 +239,17 @@ def serve(folder: Path) -> None:
     (folder / "reply.json").write_text(json.dumps({"description": description, "seconds": seconds}))
 
 
+def main(folder: Path) -> int:
+    """Serve; returns the exit status, another one where it is the machine that failed."""
+    try:
+        serve(folder)
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        print(error, file=sys.stderr)
+        return _MACHINE
+    return 0
+
+
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    sys.exit(main(Path(sys.argv[1])))
