@@ -76,6 +76,19 @@ def run_checks(
     )
 
 
+def too_large(why: str, *, commit: int, rejected: int) -> ChecksResult:
+    """The result where the rows do not fit into memory: nothing was checked, so the night is blocked."""
+    finding = Finding(
+        name="fits_in_memory",
+        severity="critical",
+        success=False,
+        expectation="too_large",
+        expected="rows that fit into this worker's memory",
+        error=f"{why}. Give the workers more memory, or move old objects out of the store.",
+    )
+    return ChecksResult.of([finding], commit=commit, counts={"rejected": rejected})
+
+
 def check_leaks(result: ChecksResult, leaked: NDArray[np.bool_], queries: list[str], rule: Checks) -> ChecksResult:
     """The result with one more finding: how many test queries nearly repeat a training query.
 

@@ -9,7 +9,7 @@ password" must not count as a miss for "password reset".
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -25,6 +25,9 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 RELEVANT_SCORE: Final = 0.5
 """Score from which a scored row says that its document is relevant, unless told otherwise."""
+
+_DIGEST: Final = 16
+"""Bytes of a digest: texts with equal ones are taken for the same."""
 
 _CHUNK: Final = 1 << 16
 """Texts taken into Python at a time: bounds memory at a few tens of megabytes."""
@@ -119,21 +122,37 @@ class Codes:
 
 
 def encode_texts(texts: pa.ChunkedArray, key: Callable[[str], str]) -> Codes:
-    """Number texts by key. Every distinct text is normalised once, and only digests are kept.
+    """Number texts by key. A text is normalised once for some tens of thousands of rows, and only digests are kept.
 
     A missing text is numbered as an empty one; the data checks do not let one through.
     """
-    filled = texts.fill_null("") if texts.null_count else texts
-    spelled = filled.cast(pa.large_string()).dictionary_encode()  # every chunk gets the same, complete dictionary
-    distinct = spelled.chunk(0).dictionary if spelled.num_chunks else pa.array([], pa.large_string())
-    digests = [
-        hashlib.blake2b(key(text).encode("utf-8", "surrogatepass"), digest_size=16).digest()
-        for start in range(0, len(distinct), _CHUNK)
-        for text in distinct.slice(start, _CHUNK).to_pylist()
-    ]
-    keys = pa.array(digests, pa.binary(16)).dictionary_encode().indices.to_numpy().astype(np.int64)
-    codes = np.concatenate([np.zeros(0, np.int64), *(keys[chunk.indices.to_numpy()] for chunk in spelled.chunks)])
+    codes = _numbered(digest for part in _parts(texts) for digest in _digests(part, key))
     return Codes(codes, np.unique(codes, return_index=True)[1])
+
+
+def _parts(texts: pa.ChunkedArray) -> Iterator[pa.Array]:
+    """A column a few rows at a time."""
+    for chunk in texts.chunks:
+        for start in range(0, len(chunk), _CHUNK):
+            yield chunk.slice(start, _CHUNK)
+
+
+def _digests(texts: pa.Array, key: Callable[[str], str]) -> Iterator[bytes]:
+    """The digest of each text's key, as one run of bytes."""
+    coded = (texts.fill_null("") if texts.null_count else texts).dictionary_encode()
+    distinct = np.array([_digest(key(text)) for text in coded.dictionary.to_pylist()], dtype="V16")
+    yield distinct[coded.indices.to_numpy(zero_copy_only=False)].tobytes() if len(distinct) else b""
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=_DIGEST).digest()
+
+
+def _numbered(runs: Iterable[bytes]) -> Indices:
+    """Digests one after the other to numbers: equal for equal ones, in order of first appearance."""
+    body = b"".join(runs)
+    digests = pa.FixedSizeBinaryArray.from_buffers(pa.binary(_DIGEST), len(body) // _DIGEST, [None, pa.py_buffer(body)])
+    return np.asarray(digests.dictionary_encode().indices.to_numpy().astype(np.int64))
 
 
 def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) -> Dataset:
@@ -150,54 +169,133 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
 
     A document that is relevant to a test query may be trained on with other queries: it is in the corpus of both.
     """
-    corpus = index_documents(rows)
+    divided = _divide(rows, split, relevant_score)
+    corpus, labels, bounds = divided.corpus, divided.labels, divided.bounds
     n = len(corpus)
-    is_labelled = pc.not_equal(rows["kind"], "corpus")
-    labelled = np.flatnonzero(_mask(is_labelled))
-    table = rows.filter(is_labelled)
-    golden_row = _mask(pc.equal(table["kind"], "golden"))
-    relevant_row = _mask(pc.fill_null(pc.greater_equal(table["score"], relevant_score), True))
-
-    texts = encode_texts(table["query"], document_key)
-    queries = table["query"].cast(pa.large_string()).take(pa.array(texts.first)).to_pylist()
-    query_keys = [query_key(query) for query in queries]
-    keys = encode_texts(pa.chunked_array([query_keys], pa.large_string()), str)
-    key_of_row = keys.codes[texts.codes]
-    side = np.array([split.side_of_key(query_keys[i]) for i in keys.first], dtype="U5")
-    side[key_of_row[golden_row]] = "test"
-
-    # every label "document is relevant to key" once, ascending: those of one key are one stretch of the array
-    labels = np.unique(key_of_row[relevant_row] * n + corpus.document_of[labelled][relevant_row])
-    bounds = np.searchsorted(labels, np.arange(len(side) + 1) * n)
-
-    golden = np.zeros(len(queries), dtype=bool)
-    golden[texts.codes[golden_row]] = True
-    slices = _first_values(table["slice"], texts.codes, len(queries))
-    sources = _first_values(table["source"], texts.codes, len(queries)) if "source" in table.column_names else []
+    slices = _first_values(divided.column(rows, "slice"), divided.text_of_row, len(divided.key_of_text))
+    sources = (
+        _first_values(divided.column(rows, "source"), divided.text_of_row, len(divided.key_of_text))
+        if "source" in rows.column_names
+        else []
+    )
 
     def evaluation_set(name: Side) -> EvaluationSet:
-        asked = np.flatnonzero(side[keys.codes] == name)
-        answered = asked[np.diff(bounds)[keys.codes[asked]] > 0]
+        asked, answered = divided.queries(name)
         return EvaluationSet(
-            queries=[queries[i] for i in answered],
-            relevant=[labels[bounds[key] : bounds[key + 1]] - key * n for key in keys.codes[answered]],
+            queries=divided.column(rows, "query").take(pa.array(divided.first[answered])).to_pylist(),
+            relevant=[labels[bounds[key] : bounds[key + 1]] - key * n for key in divided.key_of_text[answered]],
             slices=[slices[i] for i in answered],
-            golden=golden[answered],
+            golden=divided.golden[answered],
             excluded=len(asked) - len(answered),
             sources=[sources[i] for i in answered] if sources else [],
         )
 
-    trained = side[key_of_row] == "train"
-    key_of = np.full(rows.num_rows, -1, dtype=np.int64)
-    key_of[labelled[trained]] = key_of_row[trained]
-    text_of = np.full(rows.num_rows, -1, dtype=np.int64)
-    text_of[labelled[trained]] = texts.codes[trained]
     return Dataset(
-        train=_distinct(rows, corpus, key_of, text_of, labels),
+        train=_distinct(rows, corpus, *divided.trained(rows), labels),
         dev=evaluation_set("dev"),
         test=evaluation_set("test"),
-        documents=corpus.spelled(np.arange(n)).to_pylist(),
+        documents=corpus.listed(),
     )
+
+
+def sizes(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) -> dict[str, int]:
+    """The counts of what `build` would make, in a fraction of the memory."""
+    divided = _divide(rows, split, relevant_score)
+    key_of, text_of = divided.trained(rows)
+    chosen = np.flatnonzero(key_of >= 0)
+    same = _same_rows(rows, divided.corpus, chosen, text_of)
+    return {
+        "train": len(np.unique(same)),
+        "dev": len(divided.queries("dev")[1]),
+        "test": len(divided.queries("test")[1]),
+        "corpus": len(divided.corpus),
+    }
+
+
+@dataclass(frozen=True)
+class _Divided:
+    """What is on which side, in numbers: of texts nothing is kept."""
+
+    corpus: Corpus
+    labelled: Indices
+    """The rows that are labels."""
+    text_of_row: Indices
+    """For each label, its query's text."""
+    first: Indices
+    """For each text of a query, the first label that has it."""
+    key_of_text: Indices
+    """For each text of a query, its key."""
+    side: NDArray[np.str_]
+    """For each key, its side."""
+    golden: Mask
+    """For each text of a query, whether a golden row asks it."""
+    labels: Indices
+    """Every "document is relevant to key" once, ascending: those of one key are one stretch of the array."""
+    bounds: Indices
+    """Where in `labels` the stretch of each key begins."""
+
+    def column(self, rows: pa.Table, name: str) -> pa.ChunkedArray:
+        """A column of the labels."""
+        column = rows[name]
+        return column if len(self.labelled) == len(column) else column.take(pa.array(self.labelled))
+
+    def queries(self, name: Side) -> tuple[Indices, Indices]:
+        """The texts of queries on a side: all of them, and those that have a relevant document."""
+        asked = np.flatnonzero(self.side[self.key_of_text] == name)
+        return asked, asked[np.diff(self.bounds)[self.key_of_text[asked]] > 0]
+
+    def trained(self, rows: pa.Table) -> tuple[Indices, Indices]:
+        """For each row, the key and the text of its query where it is trained on, else -1."""
+        key_of_row = self.key_of_text[self.text_of_row]
+        chosen = self.side[key_of_row] == "train"
+        key_of = np.full(rows.num_rows, -1, dtype=np.int64)
+        text_of = np.full(rows.num_rows, -1, dtype=np.int64)
+        key_of[self.labelled[chosen]] = key_of_row[chosen]
+        text_of[self.labelled[chosen]] = self.text_of_row[chosen]
+        return key_of, text_of
+
+
+def _divide(rows: pa.Table, split: Split, relevant_score: float) -> _Divided:
+    """Number documents, queries and keys, and put every key on its side."""
+    corpus = index_documents(rows)
+    n = len(corpus)
+    is_labelled = _mask(pc.not_equal(rows["kind"], "corpus"))
+    labelled = np.flatnonzero(is_labelled)
+    query = rows["query"] if len(labelled) == rows.num_rows else rows["query"].filter(pa.array(is_labelled))
+    golden_row = _mask(pc.equal(rows["kind"], "golden"))[labelled]
+    relevant_row = _mask(pc.fill_null(pc.greater_equal(rows["score"], relevant_score), True))[labelled]
+
+    texts = encode_texts(query, document_key)
+    key_of_text, side = _sides(query, texts.first, split)
+    key_of_row = key_of_text[texts.codes]
+    side[key_of_row[golden_row]] = "test"
+    labels = np.unique(key_of_row[relevant_row] * n + corpus.document_of[labelled][relevant_row])
+    golden = np.zeros(len(texts.first), dtype=bool)
+    golden[texts.codes[golden_row]] = True
+    return _Divided(
+        corpus=corpus,
+        labelled=labelled,
+        text_of_row=texts.codes,
+        first=texts.first,
+        key_of_text=key_of_text,
+        side=side,
+        golden=golden,
+        labels=labels,
+        bounds=np.searchsorted(labels, np.arange(len(side) + 1) * n),
+    )
+
+
+def _sides(query: pa.ChunkedArray, first: Indices, split: Split) -> tuple[Indices, NDArray[np.str_]]:
+    """For each distinct text of a query its key, and for each key its side."""
+    runs: list[bytes] = []
+    side_of_text = np.empty(len(first), dtype="U5")
+    for start in range(0, len(first), _CHUNK):
+        part = query.take(pa.array(first[start : start + _CHUNK])).to_pylist()
+        keys = [query_key(text) for text in part]
+        runs.append(b"".join(map(_digest, keys)))
+        side_of_text[start : start + len(keys)] = [split.side_of_key(key) for key in keys]
+    key_of_text = _numbered(runs)
+    return key_of_text, side_of_text[np.unique(key_of_text, return_index=True)[1]]
 
 
 @dataclass(frozen=True)
@@ -218,6 +316,12 @@ class Corpus:
     def __len__(self) -> int:
         """How many documents there are."""
         return len(self.first)
+
+    def listed(self) -> list[str]:
+        """Every document, in the spelling that came first."""
+        starts = range(0, len(self), _CHUNK)
+        parts = (self.texts.take(pa.array(self.first[start : start + _CHUNK])).to_pylist() for start in starts)
+        return [text for part in parts for text in part]
 
     def spelled(self, documents: Indices) -> pa.Array:
         """The texts of some documents, in the spelling that came first."""
@@ -253,7 +357,7 @@ def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices,
     n = len(corpus)
     chosen = np.flatnonzero(key_of >= 0)
     scored = _mask(pc.is_valid(rows["score"]))
-    same = (text_of[chosen] * n + corpus.document_of[chosen]) * 2 + scored[chosen]
+    same = _same_rows(rows, corpus, chosen, text_of)
     _, first, group = np.unique(same, return_index=True, return_inverse=True)
     in_order = np.argsort(first)
     group = np.argsort(in_order)[group]
@@ -280,6 +384,13 @@ def _distinct(rows: pa.Table, corpus: Corpus, key_of: Indices, text_of: Indices,
     return train.append_column("query_id", pa.array(key_of[kept])).append_column(
         "document_id", pa.array(corpus.document_of[kept])
     )
+
+
+def _same_rows(rows: pa.Table, corpus: Corpus, chosen: Indices, text_of: Indices) -> Indices:
+    """A number for each of the chosen rows, equal for rows that are trained on once."""
+    scored = _mask(pc.is_valid(rows["score"]))[chosen]
+    same: Indices = (text_of[chosen] * len(corpus) + corpus.document_of[chosen]) * 2 + scored
+    return same
 
 
 def _first_values(column: pa.ChunkedArray, codes: Indices, n_codes: int) -> list[str | None]:

@@ -198,6 +198,7 @@ def test_sets_agree_with_their_definition(rows: list[dict[str, Any]], split: Spl
     """Against a plain reading of the rules, however the rows lie in memory; nothing trained on is tested on."""
     whole = table(rows)
     data = build(pa.concat_tables([whole.slice(i, chunk) for i in range(0, len(rows), chunk)] or [whole]), split)
+    assert dataset.sizes(whole, split) == data.counts
     wanted = plainly(rows, split)
     keys = [document_key(text) for text in data.documents]
     assert len(keys) == len(set(keys))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,12 +22,19 @@ from tasks.storage import MissingKeyError, Store
 ROWS: Final = BATCH.append(pa.field("commit", pa.int64()))
 """Columns of accepted rows. `query` and `score` are null where there is none; `line` counts from 1."""
 
+_READERS: Final = 4
 
-def read_rows(store: Store, commit: int) -> pa.Table:
+
+class TooLargeError(Exception):
+    """The rows do not fit into the memory that there is for them; the message says how many were read by then."""
+
+
+def read_rows(store: Store, commit: int, *, most_bytes: int | None = None) -> pa.Table:
     """All rows up to a commit (schema ROWS): of each object the latest ones, in the place of its first.
 
-    The order (first commit of the object, key, line) depends on the log alone. Raises LogError when the log or a
-    batch is damaged, or there is no such commit.
+    The order (first commit of the object, key, line) depends on the log alone. Memory is what the rows take, and a few
+    row groups. Raises LogError when the log or a batch is damaged, or there is no such commit; TooLargeError as soon as
+    more than `most_bytes` have been read.
     """
     log = commit_log.load(store, commit)
     runs: list[tuple[int, int, int]] = []  # commit, start and end of rows that follow each other in one batch
@@ -38,11 +46,40 @@ def read_rows(store: Store, commit: int) -> pa.Table:
             runs[-1] = (live.last, runs[-1][1], end)
         else:
             runs.append((live.last, live.start, end))
+    room = _Room(most_bytes, sum(end - start for _, start, end in runs))
     wanted = sorted({number for number, _, _ in runs})
-    with ThreadPoolExecutor(4) as pool:
-        batches = dict(zip(wanted, pool.map(lambda n: _read_batch(store, n, log.batches[n]), wanted), strict=True))
-    parts = [batches[number].slice(start, end - start) for number, start, end in runs]
-    return pa.concat_tables([ROWS.empty_table(), *parts]).combine_chunks()
+    with ThreadPoolExecutor(_READERS) as pool:
+        reads = pool.map(lambda n: _read_batch(store, n, log.batches[n], room), wanted)
+        batches = dict(zip(wanted, reads, strict=True))
+    used: dict[int, int] = {}
+    for number, start, end in runs:
+        used[number] = used.get(number, 0) + end - start
+    parts = []
+    for number, start, end in runs:
+        part = batches[number].slice(start, end - start)
+        # a part keeps its whole batch in memory: where much of that is of no use, copy what is
+        parts.append(part if 2 * used[number] > batches[number].num_rows else pa.concat_tables([part]).combine_chunks())
+    return pa.concat_tables([ROWS.empty_table(), *parts])
+
+
+class _Room:
+    """How much more may be read, for all threads that read."""
+
+    def __init__(self, most: int | None, rows: int) -> None:
+        self._most, self._rows = most, rows
+        self._lock = threading.Lock()
+        self._bytes = self._read = 0
+
+    def take(self, table: pa.Table) -> None:
+        """Count a part that was read. Raises TooLargeError when it is too much."""
+        with self._lock:
+            self._bytes += table.nbytes
+            self._read += table.num_rows
+            if self._most is not None and self._bytes > self._most:
+                raise TooLargeError(
+                    f"{self._read:,} of {self._rows:,} rows take {self._bytes / 2**30:.1f} GiB of memory already, and "
+                    f"there is room for {self._most / 2**30:.1f} GiB of rows"
+                )
 
 
 def live_tables(store: Store, key: str | None = None) -> Iterator[pa.Table]:
@@ -59,7 +96,7 @@ def live_tables(store: Store, key: str | None = None) -> Iterator[pa.Table]:
             yield last[1].slice(live.start, live.accepted)
 
 
-def _read_batch(store: Store, commit: int, key: str) -> pa.Table:
+def _read_batch(store: Store, commit: int, key: str, room: _Room | None = None) -> pa.Table:
     """One batch with the column `commit`, checked against its name."""
     try:
         body = store.get(key).body
@@ -67,8 +104,26 @@ def _read_batch(store: Store, commit: int, key: str) -> pa.Table:
         raise LogError(f"{store.uri(key)} is missing, though commit {commit} names it") from error
     if key != f"batches/{hashlib.sha256(body).hexdigest()}.parquet":
         raise LogError(f"{store.uri(key)} does not hold what commit {commit} stored")
-    table = pq.read_table(pa.BufferReader(body), schema=BATCH)
+    file = pq.ParquetFile(pa.BufferReader(body))
+    parts = []
+    for number in range(file.num_row_groups):  # the whole at once would take several times its size
+        part = _with_every_column(file.read_row_group(number))
+        if room is not None:
+            room.take(part)
+        parts.append(part)
+    table = pa.concat_tables([BATCH.empty_table(), *parts])
     return table.append_column(ROWS.field("commit"), pa.repeat(pa.scalar(commit, pa.int64()), table.num_rows))
+
+
+def _with_every_column(table: pa.Table) -> pa.Table:
+    """Rows with the columns of BATCH; one that an older version did not know is empty."""
+    columns = [
+        table[field.name].cast(field.type)
+        if field.name in table.column_names
+        else pa.chunked_array([pa.nulls(table.num_rows, field.type)], field.type)
+        for field in BATCH
+    ]
+    return pa.table(columns, schema=BATCH)
 
 
 def counts(store: Store, commit: int) -> dict[str, int]:

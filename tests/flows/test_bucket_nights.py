@@ -26,11 +26,9 @@ def _night(store: Store, limits: Limits | None = None) -> Outcome:
 
 
 def test_a_removal_is_a_change_and_many_at_once_wait_for_a_word(night_store: Store) -> None:
-    """Nothing new: skipped. An object gone: the checks run again. Most of them gone: blocked, until it is confirmed."""
+    """An object gone: the checks run again. Most of them gone: blocked, until it is confirmed."""
     _fill(night_store, *"abcd")
     assert "Enough pairs: 20" in _night(night_store).reasons[0]
-    assert "No new pairs have arrived" in _night(night_store).reasons[0]
-
     night_store.delete(["pairs/a.jsonl"])
     removed = _night(night_store)
     assert "No new pairs" not in " ".join(removed.reasons)
@@ -40,7 +38,6 @@ def test_a_removal_is_a_change_and_many_at_once_wait_for_a_word(night_store: Sto
     blocked = _night(night_store)
     assert (blocked.verdict, blocked.commit) == ("blocked", 2)
     assert "2 of 3 known objects are gone" in blocked.reasons[0]
-    assert _night(night_store).verdict == "blocked"
     confirmed = _night(night_store, Limits(max_removed_share=1.0))
     assert (confirmed.verdict, confirmed.counts["accepted"]) == ("skipped", 5)
 
