@@ -139,13 +139,17 @@ def examine_prefect() -> Finding:
 
 
 def examine_model(name: str) -> Finding:
-    """Whether the base model is where its name says, and safe to load."""
+    """Whether the base model is where its name says, safe to load, and passes the rehearsal of a night."""
+    from tasks.config import Training
     from tasks.encoding import ModelError, resolve_model
+    from tasks.training import TrainingError, rehearse
 
     try:
-        return Finding("base model", True, f"{name} in {resolve_model(name)}")
-    except ModelError as error:
+        folder = resolve_model(name)
+        rehearse(Training(base_model=name))
+    except (ModelError, TrainingError) as error:
         return Finding("base model", False, str(error))
+    return Finding("base model", True, f"{name} in {folder}: saves, publishes, loads and encodes as it is")
 
 
 def _device() -> Finding:

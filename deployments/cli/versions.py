@@ -51,6 +51,7 @@ def pull(
 ) -> None:
     """Fetch the verified files of a model: a folder that SentenceTransformer loads."""
     from tasks import registry
+    from tasks.encoding import LEAST_VERSIONS
     from tasks.registry import versions
 
     opened = connect(state, store)
@@ -59,6 +60,7 @@ def pull(
     else:
         versions.pull(opened, version, folder)
     console.print(f"every file verified: SentenceTransformer({str(folder)!r})")
+    console.print(f"needs {', '.join(f'{name} {least} or later' for name, least in LEAST_VERSIONS.items())}")
 
 
 def rollback(

@@ -18,7 +18,7 @@ from tasks.encoding.encoder import (
 )
 from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import fingerprint, weights_hash
-from tasks.encoding.model import load, resolve_model, transformers_of
+from tasks.encoding.model import LEAST_VERSIONS, Served, load, resolve_model, served, transformers_of
 from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
 from tasks.encoding.tokens import Padding, Role, Tokens, padding, prompt_for, tokenise
 
@@ -26,6 +26,7 @@ __all__ = [
     "BF16",
     "FP16",
     "FP32",
+    "LEAST_VERSIONS",
     "PARITY",
     "PLAIN",
     "ROLES",
@@ -38,6 +39,7 @@ __all__ = [
     "Padding",
     "Progress",
     "Role",
+    "Served",
     "Tokens",
     "VectorCache",
     "VectorError",
@@ -56,6 +58,7 @@ __all__ = [
     "put_aside",
     "release",
     "resolve_model",
+    "served",
     "text_hash",
     "tokenise",
     "transformers_of",

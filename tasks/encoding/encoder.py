@@ -22,7 +22,7 @@ import numpy as np
 from tasks.encoding.device import moved, out_of_memory, release
 from tasks.encoding.folder import ModelError
 from tasks.encoding.identity import fingerprint
-from tasks.encoding.model import load
+from tasks.encoding.model import load, served
 from tasks.encoding.tokens import Role, Tokens, prompt_for, tokenise
 from tasks.threads import one_thread_each
 
@@ -110,7 +110,7 @@ class ModelEncoder:
     @property
     def dimension(self) -> int:
         """Components of a vector."""
-        return _dimension(self.model)
+        return served(self.model).dimension
 
     def key(self, role: Role) -> str:
         """Hex digest of model, numeric path, role, prompt, lengths, device and the libraries' versions.
@@ -155,7 +155,7 @@ def encode(
 
     Raises VectorError naming `name` and the index of the first text whose vector is not finite or is zero.
     """
-    vectors = np.empty((len(texts), _dimension(model)), np.float32)
+    vectors = np.empty((len(texts), served(model).dimension), np.float32)
     done = 0
     # one autocast for all batches: it converts each weight once and keeps it until it ends
     with _settings(model, path):
@@ -166,13 +166,6 @@ def encode(
                 if on_progress is not None:
                     on_progress(done, len(texts))
     return _unit(vectors, name)
-
-
-def _dimension(model: SentenceTransformer) -> int:
-    dimension = model.get_embedding_dimension()
-    if dimension is None:
-        raise ModelError("the model does not say how many dimensions its vectors have")
-    return int(dimension)
 
 
 def _unit(vectors: np.ndarray, name: str) -> np.ndarray:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tasks.config import MODEL_FILES
 from tasks.encoding.folder import ModelError, check_folder, is_model
@@ -14,6 +15,14 @@ if TYPE_CHECKING:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
 PACKAGE_PREFIX: Final = "pkg:"
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+LEAST_VERSIONS: Final = {"sentence-transformers": "6.0", "transformers": "5.0"}
+"""With earlier ones a saved model does not load: its folder names classes that they do not have."""
+
+_NO_LIMIT: Final = 1 << 31
+"""Tokenizers without a limit, and static embeddings, name 1e30 or infinity."""
+
 _HUB_FILES: Final = sorted(f"*{kind}" for kind in MODEL_FILES)
 
 
@@ -95,6 +104,46 @@ def load(folder: Path, device: str | None = None) -> SentenceTransformer:
             )
         _limit_length(module)
     return model.float()
+
+
+@dataclass(frozen=True)
+class Served:
+    """What a model's vectors are like to whoever searches with them.
+
+    Attributes:
+        dimension: components of a vector.
+        normalisation: "l2" where vectors have length 1.
+        prompts: what is put before a text, by name; empty ones left out.
+        max_length: tokens beyond which a text is cut; None: never.
+        similarity: the function by which its vectors are to be compared.
+        requires: the least versions of the libraries that load it.
+    """
+
+    dimension: int
+    normalisation: Literal["l2", "none"]
+    prompts: dict[str, str]
+    max_length: int | None
+    similarity: Similarity
+    requires: dict[str, str] = field(default_factory=lambda: dict(LEAST_VERSIONS))
+
+    def described(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+def served(model: SentenceTransformer) -> Served:
+    """What a loaded model says of its vectors. Raises ModelError where it does not say how long they are."""
+    dimension = model.get_embedding_dimension()
+    if dimension is None:
+        raise ModelError("the model does not say how many dimensions its vectors have")
+    length = model.max_seq_length
+    return Served(
+        dimension=int(dimension),
+        normalisation="l2" if any(type(module).__name__ == "Normalize" for module in model) else "none",
+        prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
+        max_length=None if length is None or length >= _NO_LIMIT else int(length),
+        similarity=model.similarity_fn_name,
+    )
 
 
 def transformers_of(model: SentenceTransformer) -> list[Transformer]:

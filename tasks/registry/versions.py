@@ -60,6 +60,8 @@ class Description(_Record):
     normalisation: Literal["l2", "none"]
     prompts: dict[str, str] = Field(default_factory=dict)
     max_length: int | None = Field(ge=1, description="Tokens beyond which a text is cut; null: never.")
+    similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
+    requires: dict[str, str] = Field(default_factory=dict, description="Least versions of the libraries that load it.")
     matryoshka_dims: tuple[int, ...] = ()
 
     @field_validator("matryoshka_dims")

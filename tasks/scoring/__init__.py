@@ -1,6 +1,6 @@
 """Two models and a test set to metrics per query, and the check that the published model serves what was scored."""
 
-from tasks.scoring.serving import Sample, check_serving, describe
+from tasks.scoring.serving import Sample, check_saved, check_serving, describe
 from tasks.scoring.sides import (
     BASE,
     CANDIDATE,
@@ -21,6 +21,7 @@ __all__ = [
     "Exposure",
     "Sample",
     "SideScores",
+    "check_saved",
     "check_serving",
     "describe",
     "new_documents",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding import FP32, PLAIN, NumericPath, encode, load, out_of_memory
+from tasks.encoding import FP32, PLAIN, NumericPath, encode, load, out_of_memory, served
 from tasks.registry import Description, VersionError, pull, read_manifest
 from tasks.storage import Store
 
@@ -93,13 +93,7 @@ def describe(folder: Path, matryoshka_dims: Sequence[int] = ()) -> Description:
 
 
 def _describe(model: SentenceTransformer, matryoshka_dims: Sequence[int]) -> Description:
-    return Description(
-        dimension=model.get_embedding_dimension(),
-        normalisation="l2" if any(type(module).__name__ == "Normalize" for module in model) else "none",
-        prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
-        max_length=model.max_seq_length,
-        matryoshka_dims=tuple(matryoshka_dims),
-    )
+    return Description(**served(model).described(), matryoshka_dims=tuple(matryoshka_dims))
 
 
 def check_serving(
@@ -115,37 +109,64 @@ def check_serving(
 ) -> list[str]:
     """Reasons why a stored version must not serve; empty when it may.
 
-    It must download and verify, load in a fresh process within `timeout` seconds, be what its manifest describes,
-    give the scored vectors of `sample`, by `path` and by the library's own encode (`TOLERANCE`), and encode
-    in at most `max_slowdown` times what `baseline` (the folder of production, or of the base model) takes. Raises
-    StoreError when the store cannot be read, MachineError when memory ran out.
+    It must download and verify, and be what its manifest describes; the rest is `check_saved`. Raises StoreError when
+    the store cannot be read, MachineError when memory ran out.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        try:
+            declared = read_manifest(store, version).description
+            folder = pull(store, version, Path(name) / "candidate")
+        except VersionError as error:
+            return [str(error)]
+        return check_saved(
+            folder,
+            sample,
+            declared,
+            baseline=baseline,
+            max_slowdown=max_slowdown,
+            path=path,
+            device=device,
+            timeout=timeout,
+        )
+
+
+def check_saved(
+    candidate: Path,
+    sample: Sample,
+    declared: Description,
+    *,
+    baseline: Path,
+    max_slowdown: float,
+    path: NumericPath = FP32,
+    device: str | None = None,
+    timeout: float = 900.0,
+) -> list[str]:
+    """Why a saved model must not serve; empty when it may.
+
+    It must load in a fresh process within `timeout` seconds, be what `declared` says, give the scored vectors of
+    `sample`, by `path` and by the library's own encode (`TOLERANCE`), and encode in at most `max_slowdown` times what
+    `baseline` (the folder of production, or of the base model) takes. Raises MachineError when memory ran out.
     """
     if not sample.queries or not sample.documents:
         return ["the serving check had no texts to encode"]
+    request = {
+        "candidate": str(candidate.resolve()),
+        "queries": list(sample.queries),
+        "documents": list(sample.documents),
+        "baseline": str(baseline.resolve()),
+        "matryoshka_dims": declared.matryoshka_dims,
+        "path": asdict(path),
+        "device": device,
+    }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        try:
-            declared = read_manifest(store, version).description
-            pull(store, version, folder / "candidate")
-        except VersionError as error:
-            return [str(error)]
-        request = {
-            "queries": list(sample.queries),
-            "documents": list(sample.documents),
-            "baseline": str(baseline.resolve()),
-            "matryoshka_dims": declared.matryoshka_dims,
-            "path": asdict(path),
-            "device": device,
-        }
         (folder / "request.json").write_text(json.dumps(request))
         failure = _run(folder, timeout)
-        if failure:
-            return [failure]
-        return _judge(folder, sample, declared, max_slowdown, path)
+        return [failure] if failure else _judge(folder, sample, declared, max_slowdown, path)
 
 
 def _run(folder: Path, timeout: float) -> str:
-    """Serve the request in a fresh process; why that failed, or nothing."""
+    """Serve the request in a fresh process; returns why that failed, or nothing."""
     root = str(Path(__file__).resolve().parents[2])
     environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
     environment |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -180,7 +201,7 @@ def _judge(folder: Path, sample: Sample, declared: Description, max_slowdown: fl
     reply = json.loads((folder / "reply.json").read_text())
     reasons: list[str] = []
     found = Description.model_validate(reply["description"])
-    for field in Description.model_fields:
+    for field in sorted(Description.model_fields.keys() - {"requires"}):  # what loads it is seen by loading it
         said, is_ = getattr(declared, field), getattr(found, field)
         if said != is_:
             reasons.append(f"the manifest says {field} {said!r}, the stored model has {is_!r}")
@@ -217,10 +238,10 @@ def differs(served: np.ndarray, scored: np.ndarray, tolerance: float, what: str)
 
 
 def serve(folder: Path) -> None:
-    """Answer `request.json` in a folder with the vectors, the description and the times of `candidate/` in it."""
+    """Answer `request.json` in a folder with the vectors, the description and the times of the candidate it names."""
     request = json.loads((folder / "request.json").read_text())
     path = NumericPath(**request["path"])
-    candidate = load(folder / "candidate", request["device"])
+    candidate = load(Path(request["candidate"]), request["device"])
     for way, numeric in (("path", path), ("plain", PLAIN)):
         np.save(folder / f"{way}-queries.npy", encode(candidate, request["queries"], "query", path=numeric))
         np.save(folder / f"{way}-documents.npy", encode(candidate, request["documents"], "document", path=numeric))

@@ -4,6 +4,7 @@ from tasks.records import Estimate, Plan, Trained
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.fine_tune import train
 from tasks.training.plan import BASE
+from tasks.training.rehearsal import rehearse
 from tasks.training.rendezvous import Rendezvous
 from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start
@@ -18,5 +19,6 @@ __all__ = [
     "Start",
     "Trained",
     "TrainingError",
+    "rehearse",
     "train",
 ]

@@ -9,12 +9,11 @@ adds in no fixed order.
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import torch
@@ -23,7 +22,7 @@ from pydantic import TypeAdapter
 from tasks.config import Training
 from tasks.encoding import Role, encode
 from tasks.records import Estimate, Trained
-from tasks.training import hardware, mining, model_card
+from tasks.training import hardware, mining, model_card, saving
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.examples import Examples
 from tasks.training.job import Job
@@ -32,9 +31,10 @@ from tasks.training.loop import Loop
 from tasks.training.mining import Vectors
 from tasks.training.plan import BASE
 from tasks.training.processes import ALONE, Group
+from tasks.training.rehearsal import rehearse
 from tasks.training.rendezvous import Rendezvous, RendezvousError
 from tasks.training.result import TrainingError
-from tasks.training.start import FROM_BASE, Start, dimensions, open_start
+from tasks.training.start import FROM_BASE, Start, dimensions, open_start, restore_attention
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -45,9 +45,6 @@ __all__ = ["BASE", "FROM_BASE", "Estimate", "Start", "Trained", "TrainingError",
 
 Progress = Callable[[int, int, float], None]
 """Called with (steps done, planned steps, loss) after each step."""
-
-_SAVED: Final = frozenset({".safetensors", ".json", ".txt", ".md", ".model"})
-"""Kinds of file a saved model may consist of (.model: a SentencePiece vocabulary)."""
 
 
 def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the steps of a night
@@ -104,8 +101,10 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
             f"processes is {training.processes}, but this machine has {gpus} GPU(s), one for each process at most: "
             "lower training.processes"
         )
+    alone = training.processes == training.nodes == 1
+    rehearse(training, start, None if alone else "cpu")
     job = Job(train, dev, documents, training, start, folder, commit, checkpoints, began)
-    if training.processes == training.nodes == 1:
+    if alone:
         return run(ALONE, report, job)
     dimensions(open_start(training, start, "cpu"), training)  # what is wrong with these is said once, here
     return _launched(job, report, rendezvous)
@@ -147,8 +146,9 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
     loop.fit(job.dev, job.documents, report, job.checkpoints)
     trained = loop.outcome(mined)
     if group.leads:
-        base = FROM_BASE.path(training)
-        _save(model, base, job.folder, model_card.text(base, training, trained, job.commit))
+        restore_attention(model)
+        card = model_card.text(FROM_BASE.path(training), training, trained, job.commit)
+        saving.save(model, job.folder, card, job.start.described(training))
     return trained
 
 
@@ -188,21 +188,3 @@ def _vectors(model: SentenceTransformer, texts: Sequence[str], role: Role, group
     """Vectors of all texts, of which each process encodes its share."""
     own = torch.from_numpy(encode(model, texts[group.rank :: group.size], role))
     return group.gather(own.to(model.device), len(texts)).cpu().numpy()
-
-
-def _save(model: SentenceTransformer, base: Path, folder: Path, card: str) -> None:
-    """Save as a plain sentence-transformers folder, and nothing in it that is code or a pickle."""
-    inner = model.transformers_model
-    if inner is not None:
-        inner.set_attn_implementation("sdpa" if inner._supports_sdpa else "eager")
-    tokenizer: Any = getattr(model, "tokenizer", None)
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:  # what the last call truncated and padded to is not a property of the model
-        backend.no_truncation()
-        backend.no_padding()
-    model.save(str(folder), create_model_card=False, safe_serialization=True)
-    (folder / "README.md").write_text(card, encoding="utf-8")
-    foreign = [path.name for path in folder.rglob("*") if path.is_file() and path.suffix not in _SAVED]
-    if foreign:
-        shutil.rmtree(folder)
-        raise TrainingError(f"the model from {base} saves files of an unexpected kind: {', '.join(sorted(foreign))}")

@@ -29,7 +29,7 @@ from tasks.training.examples import Batch, Examples, order
 from tasks.training.memory import measure
 from tasks.training.processes import Group
 from tasks.training.result import TrainingError
-from tasks.training.start import Start, choose_kernel, dimensions, distance, embedder, recompute_layers
+from tasks.training.start import Start, choose_kernel, dimensions, distance, embedder, recompute_layers, shorten
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -107,9 +107,7 @@ class Loop:
         self._between_steps = True  # otherwise some weights have taken a step that others have not
 
         torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
-        self._serving_length = model.max_seq_length
-        if model.max_seq_length is not None:
-            model.max_seq_length = min(training.max_length, model.max_seq_length)
+        self._restore_length = shorten(model, training.max_length)
         self.queries = Texts(model, examples.queries, "query")
         self.documents = Texts(model, examples.documents, "document")
         self.embedder = embedder(model, (self.queries, self.documents), training, group)
@@ -209,7 +207,7 @@ class Loop:
             self.best_step = len(self.losses)
         elif self.best_step < len(self.losses):
             self.model.load_state_dict(self.best)
-        self.model.max_seq_length = self._serving_length
+        self._restore_length()
 
     def _step_or_keep(self, step: int, batch: Batch, checkpoints: Checkpoints | None) -> None:
         """Take a step; asked to end (SIGTERM under Prefect, Ctrl-C), keep what was done before it."""

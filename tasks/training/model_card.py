@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tasks.config import NOT_COMPUTED, Training
+from tasks.encoding import LEAST_VERSIONS
 
 if TYPE_CHECKING:
     from tasks.records import Trained
@@ -70,6 +71,8 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
             "## Made with",
             "",
             *(f"- {name} {version(name)}" for name in _LIBRARIES),
+            "",
+            "It loads with " + " and ".join(f"{name} {least}" for name, least in LEAST_VERSIONS.items()) + " or later.",
             "",
         ]
     )

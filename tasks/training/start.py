@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from tasks.config import Training
-from tasks.encoding import ModelError, load, resolve_model, transformers_of
+from tasks.encoding import ModelError, load, resolve_model, served, transformers_of
 from tasks.records import Precision
 from tasks.training import hardware
 from tasks.training import packed as packing
@@ -26,6 +26,8 @@ from tasks.training.row_gradients import use_row_gradients
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+_DEFAULT_DIMENSIONS: Final = Training().matryoshka_dims
 
 
 _PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
@@ -77,7 +79,7 @@ def open_start(training: Training, start: Start = FROM_BASE, device: str | None 
 def _load(folder: Path, where: str, described: str) -> SentenceTransformer:
     try:
         return load(folder, device=where)
-    except Exception as error:  # the library raises whatever a broken file leads to
+    except ModelError as error:
         raise TrainingError(f"{described} cannot be loaded: {error}") from error
 
 
@@ -86,14 +88,28 @@ def _shapes(model: SentenceTransformer) -> dict[str, tuple[int, ...]]:
 
 
 def dimensions(model: SentenceTransformer, training: Training) -> tuple[int, ...]:
-    """The full dimension, then the smaller Matryoshka dimensions. Raises TrainingError for one above the model's."""
-    full = model.get_embedding_dimension()
-    if full is None:
-        raise TrainingError(f"base model {training.base_model!r} does not say how long its vectors are")
+    """The full dimension, then the smaller Matryoshka dimensions.
+
+    The default dimensions adapt to the model. Raises TrainingError where others are above the model's.
+    """
+    full = served(model).dimension
     above = [dim for dim in training.matryoshka_dims if dim > full]
-    if above:
+    if above and training.matryoshka_dims != _DEFAULT_DIMENSIONS:
         raise TrainingError(f"matryoshka_dims {above} are above the base model's dimension {full}")
     return (full, *(dim for dim in training.matryoshka_dims if dim < full))
+
+
+def shorten(model: SentenceTransformer, limit: int) -> Callable[[], None]:
+    """Cut texts at `limit` tokens at most in every tower of a model; returns what puts the old limits back."""
+    towers = [(module, module.max_seq_length) for module in transformers_of(model)]
+    for module, length in towers:
+        module.max_seq_length = limit if length is None else min(limit, length)
+
+    def restore() -> None:
+        for module, length in towers:
+            module.max_seq_length = length
+
+    return restore
 
 
 def embedder(model: SentenceTransformer, columns: Sequence[Texts], training: Training, group: Group) -> Embedder:
@@ -189,7 +205,12 @@ def _freeze_lower_half(model: SentenceTransformer) -> None:
         parameter.requires_grad_(False)
 
 
+def restore_attention(model: SentenceTransformer) -> None:
+    """The attention kernel that the library would choose, as in serving."""
+    for module in transformers_of(model):
+        module.model.set_attn_implementation("sdpa" if module.model._supports_sdpa else "eager")
+
+
 def _set_attention(model: SentenceTransformer, kernel: str) -> None:
-    inner = model.transformers_model
-    if inner is not None:
-        inner.set_attn_implementation(kernel)
+    for module in transformers_of(model):
+        module.model.set_attn_implementation(kernel)

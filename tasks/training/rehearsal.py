@@ -1,0 +1,155 @@
+"""The dress rehearsal: everything that follows the last step, done with the untouched model before the first one.
+
+The model is saved, put into a scratch folder as a candidate would be published, loaded afresh and asked for vectors in
+both roles, of short texts and of one at full length. What cannot be saved, published, loaded or encoded, or comes out
+different, would fail after a whole training, every night; here it costs seconds and no GPU time.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tasks.config import Training
+from tasks.encoding import FP32, PLAIN, ROLES, ModelError, NumericPath, Role, VectorError, encode, load, served
+from tasks.registry import Description, VersionError
+from tasks.registry.versions import describe_folder, differences
+from tasks.training import saving
+from tasks.training.result import TrainingError
+from tasks.training.start import FROM_BASE, Start
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+TOLERANCE: Final = 1e-4
+"""Largest Euclidean distance at which two unit vectors of one text are the same, as in the serving check."""
+
+_LONGEST: Final = 1024
+"""Tokens of the longest text, where a model's positions are not a table that ends: time grows with the square."""
+
+_SHORT: Final = ("a", "How do I reset my password?", "naïve café 日本語 🎉")
+
+_UNIT: Final = 1e-3
+"""How far the length of a normalised vector may be from 1."""
+
+
+def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = None) -> None:
+    """Save, publish, load and encode the untouched model that a training would start from.
+
+    Args:
+        training: names the base model.
+        start: the model to start from, where that is not the base model.
+        device: where to compute; None: the best there is.
+
+    Raises TrainingError saying what fails, and what to do about it.
+    """
+    described = start.described(training)
+    try:
+        model = load(start.path(training), device)
+    except ModelError as error:
+        raise TrainingError(f"{described}: {error}") from error
+    texts = _probes(model)
+    expected = _vectors(model, texts, PLAIN, described)
+    _check_similarity(model, texts, described)
+    _check_alone(model, texts, expected, described)
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
+        afresh = _published(model, Path(scratch), described, device)
+    for path, how in ((PLAIN, "by the library's own encode"), (FP32, "in batches by tokens")):
+        found = _vectors(afresh, texts, path, f"{described}, saved and loaded again,")
+        for role in ROLES:
+            _compare(found[role], expected[role], f"{described}, saved and loaded again: encoded {how}, as {role}")
+
+
+def _probes(model: SentenceTransformer) -> list[str]:
+    """Short texts, and one that is longer than the model's limit."""
+    tables = [
+        int(module.num_embeddings)
+        for name, module in model.named_modules()
+        if "position" in name and hasattr(module, "num_embeddings")
+    ]
+    limit = min(served(model).max_length or _LONGEST, max([_LONGEST, *tables]))
+    return [*_SHORT, " ".join(f"word{number % 7}" for number in range(limit + 8))]
+
+
+def _vectors(model: SentenceTransformer, texts: list[str], path: NumericPath, described: str) -> dict[Role, np.ndarray]:
+    """Unit vectors of the texts by role, each of shape (n_texts, d)."""
+    found: dict[Role, np.ndarray] = {}
+    for role in ROLES:
+        try:
+            found[role] = encode(model, texts, role, path=path)
+        except VectorError as error:
+            raise TrainingError(f"{described} cannot be used as it is: {error}") from error
+        except Exception as error:  # the library raises whatever an input leads to
+            raise TrainingError(
+                f"{described} cannot encode a text at full length ({served(model).max_length} tokens) as {role}: "
+                f"{type(error).__name__}: {error}. Is its max_seq_length above the positions that it has?"
+            ) from error
+    return found
+
+
+def _check_similarity(model: SentenceTransformer, texts: list[str], described: str) -> None:
+    """Refuse a model whose similarity ranks otherwise than the cosine, by which everything here trains and ranks.
+
+    On vectors of length 1 the dot product and the Euclidean distance rank as the cosine does.
+    """
+    similarity = served(model).similarity
+    if similarity == "cosine":
+        return
+    raw = [
+        np.linalg.norm(library(texts, show_progress_bar=False), axis=1)
+        for library in (model.encode_query, model.encode_document)
+    ]
+    if similarity == "manhattan" or np.abs(np.concatenate(raw) - 1).max() > _UNIT:
+        raise TrainingError(
+            f"{described}: its similarity function is {similarity!r}, and Ratchet trains and ranks by the cosine, "
+            "which would rank otherwise. Add a Normalize module, or set similarity_fn_name to 'cosine', and save it"
+        )
+
+
+def _check_alone(
+    model: SentenceTransformer, texts: list[str], expected: dict[Role, np.ndarray], described: str
+) -> None:
+    """Refuse a model whose vector of a text depends on what else is in the batch."""
+    for role in ROLES:
+        alone = np.concatenate([encode(model, [text], role, path=PLAIN) for text in texts])
+        _compare(
+            alone,
+            expected[role],
+            f"{described}: encoded alone and together with longer texts, as {role} "
+            "(padding on the left with learned positions? Set the tokenizer's padding_side to 'right')",
+        )
+
+
+def _published(model: SentenceTransformer, scratch: Path, described: str, device: str | None) -> SentenceTransformer:
+    """The model as it is loaded by whoever pulls it: saved, described, copied by its manifest, verified."""
+    saved, copied = scratch / "saved", scratch / "served"
+    saving.save(model, saved, "# Rehearsal\n", described)
+    facts = served(model)
+    try:
+        manifest = describe_folder(saved, Description(**facts.described()))
+    except (VersionError, ValueError) as error:
+        raise TrainingError(f"{described} cannot be published: {error}") from error
+    for path in manifest.files:
+        (copied / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(saved / path, copied / path)
+    wrong = differences(copied, manifest)
+    if wrong:
+        raise TrainingError(f"{described} cannot be published: {'; '.join(wrong)}")
+    try:
+        afresh = load(copied, device)
+    except ModelError as error:
+        raise TrainingError(f"{described} cannot be loaded again once it is saved: {error}") from error
+    if served(afresh) != facts:
+        raise TrainingError(f"{described} is another model once it is saved: {served(afresh)} in the place of {facts}")
+    return afresh
+
+
+def _compare(found: np.ndarray, expected: np.ndarray, what: str) -> None:
+    """Raise TrainingError where two arrays of unit vectors, of shape (n, d), are not the same vectors."""
+    distance = np.linalg.norm(found.astype(np.float64) - expected, axis=1)
+    if not (distance <= TOLERANCE).all():
+        raise TrainingError(f"{what}: other vectors (distance {distance.max():.2g} of unit vectors)")
