@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 _DEFAULT_DIMENSIONS: Final = Training().matryoshka_dims
 
 
+_LEAST_HALF: Final = 0.99
+"""Least cosine of a vector in half precision to that in float32 with which training goes on."""
+
 _PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 
@@ -114,9 +117,15 @@ def shorten(model: SentenceTransformer, limit: int) -> Callable[[], None]:
 
 def embedder(model: SentenceTransformer, columns: Sequence[Texts], training: Training, group: Group) -> Embedder:
     """Choose the precision by the device, then packed or padded by comparing their vectors in that precision."""
+    chunk = hardware.chunk_tokens(model.device)
     own: Precision = hardware.half(model.device) if training.precision == "auto" else training.precision
+    if own != "fp32":
+        problem = _in_half(Embedder(model, own, chunk), columns)
+        if problem and training.precision != "auto":
+            raise TrainingError(f"precision {own!r} does not suit this base model ({problem}): use 'auto' or 'fp32'")
+        own = "fp32" if problem else own
     precision = _PRECISIONS[int(group.agree(_PRECISIONS.index(own)))]
-    chosen = Embedder(model, precision, hardware.chunk_tokens(model.device))
+    chosen = Embedder(model, precision, chunk)
     choose_kernel(chosen, packed=_can_be_packed(chosen, columns))
     chosen.group = group
     chosen.tokens = chosen.padded_tokens = 0
@@ -148,6 +157,29 @@ def recompute_layers(model: SentenceTransformer) -> None:
         for layer in inner.modules():
             if isinstance(layer, GradientCheckpointingLayer):
                 layer.training = True  # of this module only: what is below it stays without dropout
+
+
+def _in_half(embedder: Embedder, columns: Sequence[Texts]) -> str:
+    """Why the model cannot be trained in half precision, found on a few texts of every role; empty when it can.
+
+    Rotary positions are an example: on a CPU they meet the autocast products in another type.
+    """
+    exact = Embedder(embedder.model, "fp32", embedder.chunk_tokens)
+    with torch.no_grad():
+        for texts in columns:
+            column = (texts, _spread(texts.lengths))
+            choose_kernel(exact, packed=False)
+            expected = torch.cat(exact.embed(column))
+            try:
+                found = torch.cat(embedder.embed(column))
+            except RuntimeError as error:
+                if hardware.out_of_memory(error):
+                    raise
+                return str(error).strip().partition("\n")[0]
+            least = float(torch.nn.functional.cosine_similarity(found, expected).min())
+            if not least >= _LEAST_HALF:
+                return f"its vectors have a cosine of {least:.4f} to those in float32"
+    return ""
 
 
 def _can_be_packed(embedder: Embedder, columns: Sequence[Texts]) -> bool:
