@@ -239,7 +239,7 @@ def compare(
             on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
             steps.append(_train(part, training, folder))
         on_step("scoring both models on the queries held out")
-        base, tuned = _score(parts, folders, training.base_model)
+        base, tuned, vetoes = _score(parts, folders, training.base_model, gate)
         if out is not None and len(parts) == 1:
             shutil.copytree(folders[0], out)
         elif out is not None:
@@ -263,7 +263,7 @@ def compare(
         documents=len(parts[0].documents),
         base=summary(base.per_query),
         tuned=summary(tuned.per_query),
-        decision=decide(tuned, base, gate),
+        decision=decide(tuned, base, gate, vetoes=vetoes),
     )
 
 
@@ -296,8 +296,13 @@ def _train(part: Dataset, training: Training, folder: Path) -> int:
     return trainer.train(part.train, part.dev, part.documents, training, folder).steps
 
 
-def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -> tuple[Scores, Scores]:
-    """Scores of the base model and of the fine-tuned ones over the tests of all parts."""
+def _score(
+    parts: Sequence[Dataset], folders: Sequence[Path], base_model: str, gate: Gate
+) -> tuple[Scores, Scores, list[str]]:
+    """Scores of the base model and of the fine-tuned ones over the tests of all parts, and why these must not serve.
+
+    The serving check looks at the first of them: the others were trained in the same way.
+    """
     from data_checks.leaks import near_duplicates, nearest_training_query
     from tasks import encoding, scoring
 
@@ -323,6 +328,14 @@ def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -
             for part in ("similarity", "near_duplicate", "new_document")
         )
     )
+    serving = scoring.check_saved(
+        folders[0],
+        tuned[0].sample,
+        scoring.describe(folders[0]),
+        baseline=origin,
+        max_slowdown=gate.max_serving_slowdown,
+        path=path,
+    )
     pooled = replace(
         tuned[0],
         per_query={name: np.concatenate([side.per_query[name] for side in tuned]) for name in tuned[0].per_query},
@@ -332,4 +345,5 @@ def _score(parts: Sequence[Dataset], folders: Sequence[Path], base_model: str) -
     return (
         scoring.read_side(table, scoring.PRODUCTION, base.fingerprint),
         scoring.read_side(table, scoring.CANDIDATE, prints),
+        serving,
     )

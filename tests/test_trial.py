@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import orjson
 import pytest
 
@@ -14,6 +16,7 @@ from deployments.demo.tour import cut
 from deployments.terminal import show
 from tasks import dataset, trial
 from tasks.config import Checks, Gate, Training
+from tasks.encoding import ModelEncoder, Role
 from tasks.parsing import KINDS
 from tests import tiny_models
 from tests.rows import table
@@ -109,6 +112,22 @@ def test_fifty_pairs_come_to_a_comparison_that_says_how_little_it_knows(tmp_path
         assert part in said
     assert (tmp_path / "kept" / "modules.json").exists()
     assert steps[-1] == "fine-tuning on 50 rows, for the model to keep"
+    assert "not the scored ones" not in " ".join(found.decision.reasons)
+
+
+def test_a_comparison_ends_with_the_serving_check_of_a_night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Vectors other than those that the saved model gives are noticed by the process that loads it afresh."""
+    honest = ModelEncoder.encode
+
+    def mirrored(self: ModelEncoder, texts: list[str], role: Role, **options: Any) -> np.ndarray:
+        return -honest(self, texts, role, **options)
+
+    monkeypatch.setattr(ModelEncoder, "encode", mirrored)
+    labels = trial.read(_write(tmp_path / "pairs.jsonl", _pairs(50)))
+    base = tiny_models.save(tmp_path / "base")
+    training = Training(base_model=str(base), matryoshka_dims=(), max_length=32, precision="fp32")
+    found = trial.compare(labels, training, Gate(), Checks())
+    assert "are not the scored ones" in " ".join(found.decision.reasons)
 
 
 def test_data_that_would_block_a_night_is_not_compared(tmp_path: Path) -> None:
