@@ -18,7 +18,7 @@ from tasks.intake import take_in
 from tasks.storage import Store
 
 COMMANDS = {
-    *("demo", "tour", "try", "convert", "up", "status"),
+    *("demo", "tour", "try", "convert", "read", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback", "release", "retire"),
     *("quarantine", "doctor", "alerts"),

@@ -9,6 +9,7 @@ import pytest
 
 from deployments.stack.local import ROOT
 from tasks.parsing import parse
+from tasks.parsing.beir import convert_folder
 from tasks.parsing.exports import ConvertError, Fields, convert
 
 EXAMPLES = ROOT / "docs" / "examples"
@@ -28,6 +29,7 @@ def test_label_studio() -> None:
         {"query": "when do I get my bill", "document": INVOICE},
     ]
     assert (found.judged, found.undecided, found.alone) == (3, 0, 0)
+    assert set(found.answers.values()) == {"relevant", "not relevant"}
 
 
 def test_argilla() -> None:
@@ -87,6 +89,108 @@ def test_what_is_not_understood_is_said(export: str, fields: Fields, said: str) 
 
 def _fails(*_: object) -> None:
     raise OSError("disk full")
+
+
+def _argilla(*answers: dict[str, list[str] | None], document: str | None = "a document") -> bytes:
+    """One record per argument: the answers to each question."""
+    records = [
+        {
+            "fields": {"query": "a question", "document": document and f"{document} {number}"},
+            "responses": {
+                question: None if values is None else [{"value": value} for value in values]
+                for question, values in given.items()
+            },
+        }
+        for number, given in enumerate(answers)
+    ]
+    return json.dumps(records).encode()
+
+
+def test_several_questions_have_to_be_chosen_from() -> None:
+    """Answers to other questions are no votes against; the error names the questions."""
+    export = _argilla({"relevance": ["relevant"], "fluency": ["bad"], "toxic": ["no"]}, {"relevance": ["not relevant"]})
+    with pytest.raises(ConvertError, match=r"several questions: relevance, fluency, toxic; .* --question"):
+        convert(export, Fields())
+    assert _rows(convert(export, Fields(question="relevance")).body) == [
+        {"query": "a question", "document": "a document 0", "negative": ["a document 1"]}
+    ]
+
+
+def test_answers_are_mapped_by_what_they_say_or_by_the_user() -> None:
+    """Case does not matter; a grade between is neither for nor against until somebody says so."""
+    export = _argilla({"q": ["Relevant"]}, {"q": ["Not Relevant"]}, {"q": ["unsure"]})
+    assert len(_rows(convert(export, Fields()).body)) == 1
+    graded = _argilla({"q": ["highly relevant"]}, {"q": ["somewhat relevant"]}, {"q": ["not relevant"]})
+    with pytest.raises(
+        ConvertError, match="'highly relevant' \\(1\\): relevant; 'somewhat relevant' \\(1\\): not known"
+    ):
+        convert(graded, Fields(relevant=("highly relevant",)))
+    with pytest.raises(ConvertError, match="Say what each means"):
+        convert(graded, Fields())
+    found = convert(graded, Fields(relevant=("Highly Relevant",), skipped=("somewhat relevant",)))
+    assert _rows(found.body)[0]["negative"] == ["a document 2"]
+    also = convert(graded, Fields(relevant=("highly relevant", "somewhat relevant")))
+    assert [row["document"] for row in _rows(also.body)] == ["a document 0", "a document 1"]
+
+
+def test_named_answers_are_the_only_ones_for() -> None:
+    """Who says that `highly relevant` counts has not said that `relevant` does."""
+    export = _argilla({"q": ["highly relevant"]}, {"q": ["relevant"]})
+    with pytest.raises(ConvertError, match="'relevant' \\(1\\): not known"):
+        convert(export, Fields(relevant=("highly relevant",)))
+
+
+def test_an_export_without_a_relevant_document_is_an_error() -> None:
+    """An empty file would look like success."""
+    with pytest.raises(ConvertError, match="there is no pair; answers: 'no' \\(not relevant\\)"):
+        convert(_argilla({"q": ["no"]}), Fields())
+
+
+def test_a_bad_task_costs_itself() -> None:
+    """A text that is null, annotations that are null or of another shape: left out with their reason."""
+    task = json.loads((EXAMPLES / "label-studio.json").read_text())
+    bad = [
+        {**task[0], "data": {"query": None, "document": "d"}},
+        {**task[0], "annotations": None},
+        {**task[0], "annotations": "x"},
+        7,
+    ]
+    found = convert(json.dumps([*bad, *task]).encode(), Fields())
+    assert found.body == convert(json.dumps(task).encode(), Fields()).body
+    assert [reason.partition(" has")[0] for reason in found.left_out] == ["item 1", "item 3", "item 4 is not an object"]
+
+
+def test_drafts_do_not_count_and_label_studios_small_export_is_read() -> None:
+    """Argilla keeps drafts and discarded answers; JSON_MIN has the answer beside the texts."""
+    record = json.loads(_argilla({"q": ["yes", "no"]}, {"q": ["yes"]}))
+    record[0]["responses"]["q"][0]["status"] = "discarded"
+    assert [row["document"] for row in _rows(convert(json.dumps(record).encode(), Fields()).body)] == ["a document 1"]
+    small = [
+        {"id": 1, "query": "q", "document": f"d{number}", "relevance": answer, "annotator": 1, "annotation_id": number,
+         "lead_time": 1.5, "created_at": "2026-01-01", "updated_at": "2026-01-01"}
+        for number, answer in enumerate(["Relevant", "Irrelevant"])
+    ]  # fmt: skip
+    assert _rows(convert(json.dumps(small).encode(), Fields()).body) == [
+        {"query": "q", "document": "d0", "negative": ["d1"]}
+    ]
+
+
+def test_a_folder_in_beir_layout_is_joined(tmp_path: Path) -> None:
+    """Titles before texts, scores of 0 as negatives; of several qrels one has to be chosen."""
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text(
+        '{"_id": "1", "title": "Title", "text": "text"}\n{"_id": "2", "title": "", "text": "other"}\n'
+    )
+    (tmp_path / "queries.jsonl").write_text('{"_id": "7", "text": "a question"}\n')
+    (tmp_path / "qrels" / "train.tsv").write_text("query-id\tcorpus-id\tscore\n7\t1\t2\n7\t2\t0\n")
+    wanted = [{"query": "a question", "document": "Title text", "negative": ["other"]}]
+    assert _rows(b"".join(convert_folder(tmp_path))) == wanted
+    (tmp_path / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n7\t9\t1\n")
+    with pytest.raises(ConvertError, match=r"has test\.tsv, train\.tsv: name one of them"):
+        list(convert_folder(tmp_path))
+    assert _rows(b"".join(convert_folder(tmp_path / "qrels" / "train.tsv"))) == wanted
+    with pytest.raises(ConvertError, match="1 ids of the qrels have no text, such as '9'"):
+        list(convert_folder(tmp_path / "qrels" / "test.tsv"))
 
 
 def test_the_consumer_rebuilds_only_when_vectors_change(  # type: ignore[no-untyped-def]

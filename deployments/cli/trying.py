@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deployments.cli.common import CliError, SetOption, UsageError, console, hush, parameters, say
 from deployments.terminal.text import escape
+
+if TYPE_CHECKING:
+    from tasks.parsing.exports import Converted
 
 
 def try_pairs(
@@ -70,29 +74,57 @@ def init(
 
 
 def convert(
-    export: Annotated[Path, typer.Argument(help="Export of Label Studio (JSON) or Argilla (records.to_json).")],
+    export: Annotated[
+        Path,
+        typer.Argument(
+            help="Export of Label Studio (JSON) or Argilla (records.to_json), the judged to_judge.jsonl of a run, "
+            "or a folder in BEIR layout, or one qrels/NAME.tsv of it."
+        ),
+    ],
     out: Annotated[Path, typer.Argument(help="Pairs as JSON lines, for `ratchet try` or pairs/; must not exist.")],
     query: Annotated[str, typer.Option(help="Name of the query's field.")] = "query",
     document: Annotated[str, typer.Option(help="Name of the document's field.")] = "document",
     question: Annotated[
-        str | None, typer.Option(help="Name of the question that was answered. Default: any.", show_default=False)
+        str | None,
+        typer.Option(help="Name of the question that was answered. Default: the only one.", show_default=False),
     ] = None,
-    relevant: Annotated[str, typer.Option(help="Answer that means: this document answers this query.")] = "relevant",
+    relevant: Annotated[
+        list[str] | None, typer.Option(help="Answer that means: this document answers this query; may be repeated.")
+    ] = None,
+    not_relevant: Annotated[
+        list[str] | None, typer.Option(help="Answer that means: it does not; may be repeated.")
+    ] = None,
+    skip: Annotated[list[str] | None, typer.Option(help="Answer that says neither; may be repeated.")] = None,
 ) -> None:
-    """Turn an export of Label Studio or Argilla into pairs."""
-    from tasks.parsing import exports
+    """Turn an export of Label Studio or Argilla, judged lines, or a folder in BEIR layout into pairs."""
+    from tasks.parsing import beir, exports
 
+    answers = (tuple(relevant or ()), tuple(not_relevant or ()), tuple(skip or ()))
     try:
-        found = exports.convert(export.read_bytes(), exports.Fields(query, document, question, relevant))
+        if export.is_dir() or export.suffix == ".tsv":
+            pairs = list(beir.convert_folder(export))
+            body, said = b"".join(pairs), [f"{len(pairs):,} pairs in {out}"]
+        else:
+            found = exports.convert(export.read_bytes(), exports.Fields(query, document, question, *answers))
+            body, said = found.body, list(_said(found, out))
         with out.open("xb") as file:
-            file.write(found.body)
+            file.write(body)
     except exports.ConvertError as error:
         raise CliError(f"{export}: {error}") from error
     except FileExistsError:
-        raise UsageError(f"{out} already exists and is not overwritten: name another file") from None
+        raise UsageError(f"{out} exists already and stays as it is: name another file") from None
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
-    console.print(
-        f"{found.pairs:,} pairs of {found.queries:,} queries in {escape(str(out))}, from {found.judged:,} judged "
-        f"documents; {found.undecided:,} without a majority, {found.alone:,} queries without a relevant document"
+    for line in said:
+        console.print(escape(line))
+
+
+def _said(found: Converted, out: Path) -> Iterator[str]:
+    yield (
+        f"{found.pairs:,} pairs of {found.queries:,} queries in {out}, from {found.judged:,} judged documents; "
+        f"{found.undecided:,} without a majority, {found.alone:,} queries without a relevant document"
     )
+    yield "answers: " + "; ".join(f"{answer} is {meaning}" for answer, meaning in found.answers.items())
+    if found.left_out:
+        yield f"{len(found.left_out):,} left out:"
+        yield from (f"  {reason}" for reason in found.left_out[:20])
