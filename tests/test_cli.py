@@ -21,7 +21,7 @@ COMMANDS = {
     *("demo", "tour", "try", "convert", "read", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback", "release", "retire"),
-    *("quarantine", "doctor", "alerts"),
+    *("read", "rows", "quarantine", "forget", "doctor", "alerts"),
 }
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 
 from deployments.cli.common import StateOption, StoreOption, connect, console
+from deployments.terminal.text import escape
 
 
 def history(
