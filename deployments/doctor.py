@@ -153,13 +153,16 @@ def examine_model(name: str) -> Finding:
 
 
 def _device() -> Finding:
-    import torch
+    """What will train, after a product of matrices on it in the precision that training would choose."""
+    from tasks.training import TrainingError, hardware
 
-    from tasks.training.hardware import bf16_pays, device
-
-    where = device()
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else f"{torch.get_num_threads()} threads"
-    return Finding("device", True, f"{where.type} ({name}); bf16 {'pays' if bf16_pays(where) else 'does not pay'} here")
+    try:
+        where = hardware.device()
+        precision = hardware.half(where)
+        hardware.try_out(where, precision)
+    except (RuntimeError, TrainingError) as error:
+        return Finding("device", False, str(error))
+    return Finding("device", True, f"{hardware.describe(where)}; training computes in {precision}")
 
 
 def _disk() -> Finding:

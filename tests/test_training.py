@@ -496,3 +496,12 @@ def test_vectors_that_are_no_numbers(base: str, tmp_path: Path, monkeypatch: pyt
 def test_examples_count_documents_by_key() -> None:
     """Two spellings are one document."""
     assert Examples(table(("q", "A b", [], None), ("r", "a  B", [], None))).distinct_documents == 1
+
+
+def test_a_device_that_cannot_multiply_is_found_before_a_night(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `ratchet doctor` tries: a product in every precision on this machine; a device that is not there raises."""
+    for precision in ("fp32", "bf16", "fp16"):
+        hardware.try_out(torch.device("cpu"), precision)
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda one, _: one)
+    with pytest.raises(RuntimeError, match="multiplies matrices of ones wrongly"):
+        hardware.try_out(torch.device("cpu"), "fp32")

@@ -21,6 +21,8 @@ from tasks.training.result import TrainingError
 _TENSOR_CORES: Final = (7, 0)
 """Compute capability from which a GPU multiplies fp16 matrices faster than fp32 ones (Volta)."""
 
+_DTYPES: Final = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
 _ROUNDS: Final = 9
 """Interleaved measurements of both precisions, of which the median ratio counts."""
 
@@ -51,7 +53,9 @@ def describe(where: torch.device) -> str:
     """The device by name, with its driver's CUDA version where it is a GPU."""
     if where.type != "cuda":
         return f"{where.type} ({platform.processor() or platform.machine()}, {torch.get_num_threads()} threads)"
-    return f"{torch.cuda.get_device_name(where)} (CUDA {torch.version.cuda})"
+    driver = int(torch._C._cuda_getDriverVersion())  # type: ignore[attr-defined]
+    cuda = f"CUDA {torch.version.cuda}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}"
+    return f"{torch.cuda.get_device_name(where)} ({cuda})"
 
 
 def chunk_tokens(where: torch.device) -> int:
@@ -102,6 +106,13 @@ def attention(where: torch.device) -> Literal["eager", "sdpa"]:
     On a CPU the flash kernel behind SDPA has a slow backward pass, and plain matrix products win.
     """
     return "sdpa" if where.type == "cuda" else "eager"
+
+
+def try_out(where: torch.device, precision: str) -> None:
+    """Multiply two small matrices. Raises RuntimeError where the device, its driver or its kernels cannot."""
+    ones = torch.ones(64, 64, device=where, dtype=_DTYPES[precision])
+    if float((ones @ ones)[0, 0]) != 64:
+        raise RuntimeError(f"{describe(where)} multiplies matrices of ones wrongly")
 
 
 def computes(precision: str, where: torch.device) -> bool:
