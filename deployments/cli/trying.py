@@ -29,6 +29,7 @@ def try_pairs(
     from tasks import trial
     from tasks.config import Checks, Gate, Training
     from tasks.encoding import ModelError
+    from tasks.scoring.serving import MachineError
     from tasks.training import TrainingError
 
     given = parameters(settings or [])
@@ -51,7 +52,7 @@ def try_pairs(
             out=out,
             on_step=say,
         )
-    except (trial.TrialError, TrainingError, ModelError) as error:
+    except (trial.TrialError, TrainingError, ModelError, MachineError) as error:
         raise CliError(str(error)) from error
     show.to(console, show.trial(found))
     if out is not None:

@@ -31,7 +31,7 @@ from tasks.training.loop import Loop
 from tasks.training.mining import Vectors
 from tasks.training.plan import BASE
 from tasks.training.processes import ALONE, Group
-from tasks.training.rehearsal import rehearse
+from tasks.training.rehearsal import rehearse, rehearse_forward
 from tasks.training.rendezvous import Rendezvous, RendezvousError
 from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start, dimensions, open_start, restore_attention
@@ -140,6 +140,8 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
         rows, mined = _mined(job.rows, examples, training, model, group)
         examples = Examples(rows, triplets=training.loss == "triplet")
     loop = Loop(model, job.start, examples, training, began, group)
+    columns = ((loop.queries, examples.queries), (loop.documents, examples.documents))
+    rehearse_forward(loop.embedder, columns, job.start.described(training))
     if job.checkpoints is not None:
         loop.resume(job.checkpoints)
     loop.estimate(report)

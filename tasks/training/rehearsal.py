@@ -9,18 +9,33 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import torch
 
 from tasks.config import Training
-from tasks.encoding import FP32, PLAIN, ROLES, ModelError, NumericPath, Role, VectorError, encode, load, served
+from tasks.encoding import (
+    FP32,
+    PLAIN,
+    ROLES,
+    ModelError,
+    NumericPath,
+    Role,
+    VectorError,
+    encode,
+    load,
+    out_of_memory,
+    served,
+)
 from tasks.registry import Description, VersionError
 from tasks.registry.versions import describe_folder, differences
 from tasks.training import saving
+from tasks.training.embedder import Embedder, Texts
 from tasks.training.result import TrainingError
-from tasks.training.start import FROM_BASE, Start
+from tasks.training.start import FROM_BASE, Start, choose_kernel, restore_attention
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -32,6 +47,12 @@ _LONGEST: Final = 1024
 """Tokens of the longest text, where a model's positions are not a table that ends: time grows with the square."""
 
 _SHORT: Final = ("a", "How do I reset my password?", "naïve café 日本語 🎉")
+
+_FEW: Final = 8
+"""Texts of each role that are compared in training's own computation, from the shortest to the longest."""
+
+_LEAST_HALF: Final = 0.99
+"""Least cosine of a vector in half precision to that in float32."""
 
 _UNIT: Final = 1e-3
 """How far the length of a normalised vector may be from 1."""
@@ -62,6 +83,40 @@ def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = 
         found = _vectors(afresh, texts, path, f"{described}, saved and loaded again,")
         for role in ROLES:
             _compare(found[role], expected[role], f"{described}, saved and loaded again: encoded {how}, as {role}")
+
+
+def rehearse_forward(embedder: Embedder, columns: Sequence[tuple[Texts, Sequence[str]]], described: str) -> None:
+    """Compare the vectors that training computes with those of the library, for a few texts of every role.
+
+    In the precision, packing and kernel of the training, whose length limit the model has at this point.
+
+    Args:
+        embedder: of the training.
+        columns: texts as they are trained on, and what they are.
+        described: the model's name in messages.
+
+    Raises TrainingError where they differ, or cannot be computed.
+    """
+    for texts, strings in columns:
+        order = np.argsort(texts.lengths, kind="stable")
+        few = order[np.linspace(0, len(order) - 1, _FEW).astype(int)]
+        try:
+            choose_kernel(embedder, packed=embedder.packed)
+            with torch.no_grad():
+                [vectors] = embedder.embed((texts, few))
+            found = torch.nn.functional.normalize(vectors, dim=-1).cpu().numpy()
+            restore_attention(embedder.model)
+            expected = encode(embedder.model, [strings[number] for number in few], texts.role, path=PLAIN)
+        except (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError, VectorError) as error:
+            if out_of_memory(error):
+                raise
+            raise TrainingError(f"{described} cannot compute a {texts.role} in training: {error}") from error
+        if embedder.precision == "fp32":
+            _compare(found, expected, f"{described}, in training, as {texts.role}")
+        elif not (least := float((found * expected).sum(axis=1).min())) >= _LEAST_HALF:
+            raise TrainingError(f"{described}, in {embedder.precision}, as {texts.role}: cosine {least:.4f} to float32")
+    choose_kernel(embedder, packed=embedder.packed)
+    embedder.tokens = embedder.padded_tokens = 0
 
 
 def _probes(model: SentenceTransformer) -> list[str]:
