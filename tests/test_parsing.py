@@ -330,3 +330,22 @@ def test_whatever_the_bytes_are_parsing_ends(data: st.DataObject, name: str) -> 
             body[place:place] = body[place // 2 : place]
     rows, rejected = taken(FILES[name].key, bytes(body))
     assert rows or rejected
+
+
+@pytest.mark.parametrize(
+    ("rows", "slices"),
+    [
+        ([{"source": "clicks"}, {"source": None}, {}], ["clicks", None, None]),
+        ([{"source": "clicks", "slice": "fr"}, {"source": "experts"}], ["fr", None]),
+        ([{"source": 5}, {"source": "clicks"}], [None, None]),
+        ([{"source": ["a"]}, {"source": "clicks"}], [None, None]),
+        ([{"source": f"https://example.org/{i}"} for i in range(300)], [None] * 300),
+    ],
+    ids=["words", "beside slices", "numbers", "lists", "addresses"],
+)
+def test_where_labels_come_from_is_a_slice(rows: list[dict[str, object]], slices: list[str | None]) -> None:
+    """A column `source` of a few words, where there is no column `slice`; any other is ignored, and no row refused."""
+    body = b"\n".join(json.dumps({"query": f"q {i}", "document": "d", **row}).encode() for i, row in enumerate(rows))
+    chunks = list(parse("pairs/a.jsonl", body))
+    assert [one for chunk in chunks for one in chunk.rows["slice"].to_pylist()] == slices
+    assert not any(chunk.rejected for chunk in chunks)

@@ -190,6 +190,8 @@ class _Decision:
             roles |= dict.fromkeys(self._negatives(), "negatives")
             if "slice" in self._columns:
                 roles["slice"] = "slice"
+            elif self._names_sources():
+                roles["source"] = "slice"
         roles |= self._title()
         if self._survey.kind != "corpus":
             for name in self._unknown(roles):
@@ -211,6 +213,13 @@ class _Decision:
             lists=frozenset(name for name in lists if name in known.LISTS or self._survey.columns[name].objects),
             constant=self._constant,
         )
+
+    def _names_sources(self) -> bool:
+        """Whether `source` holds a few words, such as clicks and experts, which are judged apart like slices."""
+        column = self._columns.get("source")
+        if column is None or column.many or column.lists or column.objects:
+            return False
+        return column.texts > 0 and column.low == float("inf")
 
     def _used(self, roles: dict[str, str]) -> dict[str, str]:
         columns = self._survey.columns

@@ -171,7 +171,7 @@ def _open(body: bytes) -> pq.ParquetFile:
 def _may_matter(name: str, kind: pa.DataType) -> bool:
     """Whether the values of a column have to be looked at, to know what the rows mean."""
     name = plain(name)
-    named = name in JUDGEMENTS or name in SCORES or name in TITLES or name == "slice" or is_negatives(name)
+    named = name in JUDGEMENTS or name in SCORES or name in TITLES or name in {"slice", "source"} or is_negatives(name)
     may_tell = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or _is_text(kind)
     return named or name == "answer" or (may_judge(name) and may_tell)
 
@@ -243,7 +243,7 @@ def _check_type(name: str, kind: pa.DataType, *, is_text: bool) -> None:
         sound, wanted = _is_number(kind) or pa.types.is_null(kind), "numbers"
     elif is_negatives(called):
         sound = _is_text(kind) or pa.types.is_null(kind) or of_texts
-    elif called in TITLES or called == "slice":
+    elif called in TITLES or called in {"slice", "source"}:
         sound = _is_text(kind) or pa.types.is_null(kind)
     else:
         sound, wanted = not pa.types.is_nested(kind) and not pa.types.is_binary(kind), "judgements"
