@@ -62,10 +62,10 @@ def _as_json(row: dict[str, Any]) -> bytes:
 
 
 def forget(
-    key: Annotated[str | None, typer.Option("--object", help="An object, with all that came of it.")] = None,
-    query: Annotated[str | None, typer.Option(help="A text that stands as a query.")] = None,
-    document: Annotated[str | None, typer.Option(help="A text that stands as a document or as a negative.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what holds it, and change nothing.")] = False,
+    key: Annotated[str | None, typer.Option("--object", help="An object, with everything derived from it.")] = None,
+    query: Annotated[str | None, typer.Option(help="A text that occurs as a query.")] = None,
+    document: Annotated[str | None, typer.Option(help="A text that occurs as a document or as a negative.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what contains it, and change nothing.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before erasing.")] = False,
     store: StoreOption = None,
     state: StateOption = None,
@@ -91,7 +91,7 @@ def forget(
         raise CliError(str(error)) from error
     left = erasure.find(opened, wanted)
     if left:
-        raise CliError("something was written meanwhile that holds it: run the same again when no night is under way")
+        raise CliError("something written meanwhile contains it: run the command again when no night is running")
     console.print(escape(f"erased; {opened.uri(audit)} says what, without the text"))
     console.print(
         "Workers keep vectors under RATCHET_WORK/vectors: delete that folder on each. The next night trains again."
@@ -124,7 +124,7 @@ def doctor(
     state: StateOption = None,
     base_model: Annotated[str, typer.Option(help="Base model to look for.")] = BUNDLED_MODEL,
 ) -> None:
-    """Look at everything that a night needs, and say what to fix."""
+    """Check everything that a night needs, and say what to fix."""
     from deployments import doctor as examination
 
     stack = local.find(state_folder(state))

@@ -29,7 +29,7 @@ def deploy(
     pool_type: Annotated[
         str, typer.Option(help="Type of a work pool that is still missing: process, docker or kubernetes.")
     ] = "process",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would change, and change nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would change, and change nothing.")] = False,
 ) -> None:
     """Set up work pools, deployments, channels and alerts on the server of PREFECT_API_URL, or on the local stack."""
     from deployments.server import pools
@@ -57,7 +57,7 @@ def run(
         str | None, typer.Option(help="Run it by this deployment, such as retrain/nightly, not in this process.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Fine-tune even though nothing is new.")] = False,
-    reason: Annotated[str, typer.Option(help="Why; it goes into the outcome and the ledger.")] = "manual",
+    reason: Annotated[str, typer.Option(help="Reason, recorded in the outcome and the ledger.")] = "manual",
     settings: SetOption = None,
 ) -> None:
     """Run a night: take in what is new, check, fine-tune, compare, promote what is significantly better."""

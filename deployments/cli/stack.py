@@ -46,7 +46,7 @@ def up(state: StateOption = None) -> None:
 
 
 def status(state: StateOption = None, store: StoreOption = None) -> None:
-    """Say what runs, where, what is in production, and how the last run ended."""
+    """Show what runs and where, what is in production, and how the last run ended."""
     from tasks.storage import Store
 
     stack = local.find(state_folder(state))
@@ -62,7 +62,7 @@ def status(state: StateOption = None, store: StoreOption = None) -> None:
 
 
 def demo(state: StateOption = None) -> None:
-    """Run one real night on documentation that comes with the installation, start to verdict."""
+    """Run one real night on bundled documentation, from start to verdict."""
     from deployments import demo as data
     from deployments.terminal import follow, show
     from tasks.registry import pull as pull_version

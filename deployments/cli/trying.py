@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def try_pairs(
     path: Annotated[Path, typer.Argument(help="A file of labelled pairs, or a folder of such files.")],
     corpus: Annotated[
-        Path | None, typer.Option(help="Further documents to search: a file or folder of rows with a text.")
+        Path | None, typer.Option(help="Additional documents to search: a file or folder of rows with a text.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to keep the fine-tuned model in; must not exist.")] = None,
     settings: SetOption = None,
@@ -60,7 +60,7 @@ def try_pairs(
 
 
 def init(
-    file: Annotated[Path, typer.Argument(help="Where to; must not exist.")] = Path("ratchet.toml"),
+    file: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("ratchet.toml"),
 ) -> None:
     """Write a commented ratchet.toml with every setting of `ratchet deploy`, to be filled in."""
     from deployments.server import settings_file as settings
@@ -113,7 +113,7 @@ def convert(
     except exports.ConvertError as error:
         raise CliError(f"{export}: {error}") from error
     except FileExistsError:
-        raise UsageError(f"{out} exists already and stays as it is: name another file") from None
+        raise UsageError(f"{out} already exists and is not overwritten: name another file") from None
     except OSError as error:
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for line in said:

@@ -44,7 +44,7 @@ def history(
 
 
 def pull(
-    folder: Annotated[Path, typer.Argument(help="Where to; replaced as a whole when it holds another version.")],
+    folder: Annotated[Path, typer.Argument(help="Target folder; replaced as a whole when it holds another version.")],
     version: Annotated[str | None, typer.Option(help="Version to fetch. Default: what is in production.")] = None,
     store: StoreOption = None,
     state: StateOption = None,
@@ -64,7 +64,7 @@ def pull(
 
 
 def rollback(
-    reason: Annotated[str, typer.Option(help="Why; it goes into the ledger.")],
+    reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")],
     to: Annotated[
         str | None,
         typer.Option(metavar="VERSION", help="Version to serve; base: the base model. Default: what served before."),
@@ -114,7 +114,7 @@ def retire(
     ledger_entries: Annotated[
         int | None, typer.Option("--changes", min=1, help="Changes of production whose versions are kept. Default: 10.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be deleted, and delete nothing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be deleted, and delete nothing.")] = False,
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
@@ -128,7 +128,7 @@ def retire(
         console.print(f"checkpoints of run {run}")
     count = len(gone.versions) + len(gone.checkpoints)
     console.print(
-        "nothing is to be deleted"
+        "nothing to delete"
         if not count
         else f"{count} would be deleted: this was a dry run"
         if dry_run

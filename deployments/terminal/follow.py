@@ -129,7 +129,7 @@ def follow(console: Console, run: UUID) -> str:
                 reached = time.monotonic()
             except httpx.HTTPError as error:
                 if time.monotonic() - reached > _AWAY_SECONDS:
-                    raise RunError(f"the Prefect API does not answer any more: {error}") from error
+                    raise RunError(f"the Prefect API no longer answers: {error}") from error
                 state = None
             if state is not None and state.is_final():
                 return state.name or state.type.value

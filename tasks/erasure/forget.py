@@ -202,7 +202,7 @@ def carry_out(store: Store, wanted: Wanted, plan: Plan) -> str:
     done = {**begun, "state": "done", "commit": fence}
     current = store.get(key)
     if store.put_if_match(key, orjson.dumps(done, option=orjson.OPT_INDENT_2), current.etag) is None:
-        raise StoreError(f"cannot write {store.uri(key)}: it was changed meanwhile; run the same again")
+        raise StoreError(f"cannot write {store.uri(key)}: it was changed meanwhile; run the command again")
     store.delete([entry.key for entry in store.entries("cache/log/")])
     for name in plan.quarantine:
         _filter(store, name, wanted)
@@ -283,7 +283,7 @@ def _erase_from_commit(store: Store, commit: int, wanted: Wanted) -> list[str]:
     if new == entry:
         return []
     if store.put_if_match(entry.key, commit_log.as_json(new), blob.etag) is None:
-        raise StoreError(f"cannot write {store.uri(entry.key)}: it was changed meanwhile; run the same again")
+        raise StoreError(f"cannot write {store.uri(entry.key)}: it was changed meanwhile; run the command again")
     return [name for name in (entry.batch, entry.rejected_rows) if name not in {None, batch, lines} and name]
 
 
