@@ -98,6 +98,11 @@ def policy(role: Role) -> dict[str, Any]:
         statements.append(_statement("Write", ["s3:PutObject", "s3:AbortMultipartUpload"], writable(role)))
     if deletable(role):
         statements.append(_statement("Delete", ["s3:DeleteObject"], deletable(role)))
+    if role == "eraser":  # versioning keeps what was deleted or overwritten; from there it must go as well
+        statements += [
+            _statement("ListVersions", ["s3:ListBucketVersions"], []),
+            _statement("EraseVersions", ["s3:GetObjectVersion", "s3:DeleteObjectVersion"], deletable(role)),
+        ]
     return {"Version": "2012-10-17", "Statement": statements}
 
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
@@ -58,6 +59,9 @@ _PUBLISHING: Final = 600.0
 _JUDGED: Final = ("candidate", "production")
 _SHOWN: Final = 5
 """Queries of each kind, gained and lost, that the report shows with what they returned."""
+
+_LATEST: Final = 20
+"""Runs that are looked at for one on the log as it is, after it was started anew."""
 
 _NAMED: Final = 5
 """Objects of a kind that an outcome's reasons name."""
@@ -125,7 +129,8 @@ def take_in(
         found = intake.take_in(store, writer=run_id, limits=limits, full=True, on_progress=on_progress)
         last = runs.last_concluded(store, before=run_id)
         log = intake.commit_log.identity(store)
-        since = 0 if _is_another_log(store, last, log) or last_commit > found.commit else last_commit
+        since = _last_commit(store, run_id, log) if _is_another_log(store, last, log) else last_commit
+        since = since if since <= found.commit else 0
         changes = intake.changes(store, since, found.commit)
         counts = intake.counts(store, found.commit)
         del counts["corpus"]  # the corpus of a night is its distinct documents, which are not known yet
@@ -151,6 +156,15 @@ def _is_another_log(store: Store, last: Outcome | None, log: str) -> bool:
     """Whether the log of the last night was deleted since; not known of nights of older versions."""
     taken = None if last is None else Run(store, last.run_id).find(runs.TAKEN)
     return taken is not None and taken.log not in {"", log}
+
+
+def _last_commit(store: Store, run_id: str, log: str) -> int:
+    """The commit of the latest concluded run on this log, among the latest runs; 0 where there is none."""
+    for run in islice(runs.backwards(store, before=run_id), _LATEST):
+        taken = run.find(runs.TAKEN)
+        if taken is not None and taken.log == log and runs.concluded(run.outcome):
+            return taken.commit
+    return 0
 
 
 def _pending(found: Sequence[Unread], last: Outcome | None, run_id: str) -> list[Pending]:
@@ -598,6 +612,7 @@ def _exposure(store: Store, data: Dataset, production: str | None) -> Exposure:
 
     from data_checks import leaks
     from tasks import registry, scoring
+    from tasks.intake import commit_log
     from tasks.splits import document_key
 
     nearest = leaks.nearest_training_query(data.test.queries, data.train["query"].to_pylist())
@@ -605,7 +620,7 @@ def _exposure(store: Store, data: Dataset, production: str | None) -> Exposure:
     promotions = (one for one in reversed(registry.history(store)) if one.action == "promotion")
     run = next((one.run_id for one in promotions if one.version == production), None)
     taken = Run(store, run).find(runs.TAKEN) if run is not None else None
-    if taken is not None:
+    if taken is not None and taken.log in {"", commit_log.identity(store)}:
         before = _dataset(store, taken.commit)
         known = {document_key(before.documents[place]) for place in np.flatnonzero(before.trained_documents)}
         trained.append(np.array([document_key(text) in known for text in data.documents], dtype=bool))

@@ -128,6 +128,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class OldVersion:
+    """A version of an object that is no longer the current one."""
+
+    key: str
+    version: str
+
+
+@dataclass(frozen=True)
 class Blob:
     """An object's bytes and the ETag they were read under."""
 
@@ -483,6 +491,39 @@ class Store:
                 raise StoreError(f"cannot create the bucket {self.bucket}: {error}") from error
         except BotoCoreError as error:
             raise StoreError(f"cannot create the bucket {self.bucket}: {error}") from error
+
+    # --- versions that a bucket keeps --------------------------------------------------------------------
+
+    def old_versions(self, prefix: str) -> Iterator[OldVersion]:
+        """Versions of objects that are no longer the current one, deleted ones included; none without versioning."""
+        asked: dict[str, Any] = {"Bucket": self.bucket, "Prefix": self.prefix + prefix}
+        try:
+            while True:
+                page = self._call(lambda client, asked=asked: client.list_object_versions(**asked))  # type: ignore[misc]
+                for found in page.get("Versions", []):
+                    if not found["IsLatest"]:
+                        yield OldVersion(found["Key"][len(self.prefix) :], found["VersionId"])
+                if not page.get("IsTruncated"):
+                    return
+                asked = {**asked, "KeyMarker": page["NextKeyMarker"], "VersionIdMarker": page["NextVersionIdMarker"]}
+        except ClientError as error:
+            if _status(error) not in {405, 501}:  # a server that knows no versions keeps none
+                raise StoreError(f"cannot list the versions under {self.uri(prefix)}: {_why(error)}") from error
+        except BotoCoreError as error:
+            raise StoreError(f"cannot list the versions under {self.uri(prefix)}: {_why(error)}") from error
+
+    def get_old(self, old: OldVersion) -> bytes:
+        """The bytes of an old version."""
+        return self._read(old.key, lambda reply: reply["Body"].read(), {"VersionId": old.version})
+
+    def delete_old(self, olds: Iterable[OldVersion]) -> None:
+        """Delete old versions for good."""
+        for old in olds:
+            where: Any = {"Bucket": self.bucket, "Key": self.prefix + old.key, "VersionId": old.version}
+            try:
+                self._call(lambda client, where=where: client.delete_object(**where))  # type: ignore[misc]
+            except (ClientError, BotoCoreError) as error:
+                raise StoreError(f"cannot delete under {self.url}: {_why(error)}") from error
 
     # --- trust -------------------------------------------------------------------------------------------
 

@@ -50,6 +50,10 @@ class MemoryClient:
         self.objects.pop(Key, None)
         return {}
 
+    def list_object_versions(self, **_: str) -> dict[str, Any]:
+        """It keeps none."""
+        return {}
+
     def list_objects_v2(self, *, Bucket: str, Prefix: str, **more: str) -> dict[str, Any]:  # noqa: ARG002, N803
         """One page; folders where a delimiter asks for them."""
         after = max(more.get("StartAfter", ""), more.get("ContinuationToken", ""))

@@ -11,10 +11,12 @@ from typing import Any
 import orjson
 import pytest
 
-from tasks import intake
-from tasks.config import Limits
+from tasks import intake, night, runs
+from tasks.config import Limits, Outcome
 from tasks.intake import LogError, commit_log, take_in
 from tasks.intake import listing as intake_listing
+from tasks.records import Taken
+from tasks.runs import Run
 from tasks.splits import SPLIT_KEY, SplitError, load_split
 from tasks.storage import Entry, Store, StoreError
 from tests.faults import Crash, faulty
@@ -242,19 +244,19 @@ def schedule(store: Store, seed: int) -> None:
     live: dict[str, bytes] = {}
     limits = Limits(max_commit_rows=chance.choice([1, 4, 100]), full_listing_below=chance.choice([0, 1000]))
     limits = limits.model_copy(update={"max_removed_share": 1.0})
-    for night in range(8):
+    for number in range(8):
         for step in range(chance.randrange(1, 5)):
-            disturb(store, live, chance, f"{night}-{step}")
+            disturb(store, live, chance, f"{number}-{step}")
         if chance.random() < 0.6:
             at, when = chance.randrange(1, 8), chance.choice(["before", "after"])
             try:
                 take_in(faulty(store, at, when), writer="dies", limits=limits, full=True)
             except Crash:
                 if chance.random() < 0.5:
-                    disturb(store, live, chance, f"{night}-crash")
-        found = take_in(store, writer=f"run-{night}", limits=limits, full=True)
+                    disturb(store, live, chance, f"{number}-crash")
+        found = take_in(store, writer=f"run-{number}", limits=limits, full=True)
         wanted = Counter(orjson.loads(line)["query"] for body in live.values() for line in body.splitlines())
-        assert Counter(queries(store, found.commit)) == wanted, night
+        assert Counter(queries(store, found.commit)) == wanted, number
         assert intake.counts(store, found.commit)["accepted"] == wanted.total()
         assert take_in(store, writer="again", limits=limits, full=True).new_commits == ()
 
@@ -523,3 +525,48 @@ def test_an_object_that_is_emptied_counts_as_a_change(memory: Store) -> None:
     memory.put("pairs/b.jsonl", b"\n")
     take_in(memory, writer="run-2")
     assert intake.changes(memory, 1, 2) == intake.Changes(new_pairs=0, removed=1)
+
+
+# --- nights ----------------------------------------------------------------------------------------------
+
+
+def concluded(store: Store, run: str, taken: Taken) -> None:
+    """Write the outcome of a night that took this in and did not train."""
+    Run(store, run).put_outcome(
+        Outcome(run_id=run, verdict="held", reasons=[], commit=taken.commit, pending=taken.pending)
+    )
+
+
+def test_a_log_that_was_deleted_to_start_anew_is_new(memory: Store) -> None:
+    """Whatever its numbers are: one as long as the old one, a shorter one, a longer one."""
+    for number, objects in enumerate(("ab", "ab", "a", "abcd")):
+        memory.delete([entry.key for entry in memory.entries("pairs/")])
+        fill(memory, *objects)
+        run = f"2026010{number + 1}T033000Z-00000000"
+        last = runs.last_concluded(memory, before=run)
+        taken = night.take_in(memory, run, last.commit if last else 0, Limits(max_commit_rows=2))
+        assert (taken.new, taken.since, taken.commit) == (2 * len(objects), 0, len(objects))
+        concluded(memory, run, taken)
+        memory.delete([entry.key for folder in ("log/", "batches/") for entry in memory.entries(folder)])
+    taken = night.take_in(memory, "20260105T033000Z-00000000", 4)
+    concluded(memory, "20260105T033000Z-00000000", taken)
+    assert night.take_in(memory, "20260106T033000Z-00000000", taken.commit).new == 0
+
+
+def test_nights_count_how_often_an_object_could_not_be_read() -> None:
+    """In a row: once it was read, it begins again; a failed night in between does not count."""
+    store = unreadable("AccessDenied", 403, "b.jsonl")
+    client: Any = store._client
+    seen = []
+    for number in range(1, 6):
+        run = f"2026010{number}T033000Z-00000000"
+        if number == 4:
+            client.left.clear()
+        if number == 5:
+            store.put("pairs/b.jsonl", lines("another"))
+            client.left["b.jsonl"] = 10**9
+        taken = night.take_in(store, run, 0)
+        seen.append([(unread.key, unread.nights, unread.since[:8]) for unread in taken.pending])
+        concluded(store, run, taken)
+    first = [("pairs/b.jsonl", nights, "20260101") for nights in (1, 2, 3)]
+    assert seen == [[first[0]], [first[1]], [first[2]], [], [("pairs/b.jsonl", 1, "20260105")]]

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import boto3
 import numpy as np
 import orjson
 import pyarrow as pa
@@ -20,12 +21,13 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
+from deployments.stack import seaweedfs
 from tasks import erasure, intake
 from tasks.config import Limits
 from tasks.encoding.cache import VectorCache, text_hash
 from tasks.intake import commit_log, take_in
 from tasks.splits import Split, as_fields
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 from tests.faults import Crash, faulty, writes
 from tests.memory import MemoryClient, memory_store
 
@@ -360,3 +362,58 @@ def test_the_command_says_what_it_would_do_and_does_it(store: Store) -> None:
     assert call("rows", "--query", SECRET) == ""
     assert "Nothing in the store holds it" in call("forget", "--query", SECRET, "--yes")
     assert places(store, SECRET) == set()
+
+
+ERASER = (Path(__file__).parents[1] / "deployments" / "iam" / "eraser.json").read_text()
+
+
+def _identity(name: str, **more: Any) -> dict[str, Any]:
+    return {"name": name, "credentials": [{"accessKey": f"key-{name}", "secretKey": f"secret-{name}"}], **more}
+
+
+@pytest.fixture(scope="module")
+def versioned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Store, Store]]:
+    """A bucket that keeps old versions, as its owner sees it, and as `iam/eraser.json` lets somebody see it."""
+    folder = tmp_path_factory.mktemp("eraser")
+    policy = ERASER.replace("BUCKET", "ratchet").replace("PREFIX", "search")
+    config = {
+        "identities": [
+            _identity("owner", actions=["Admin", "Read", "Write", "List", "Tagging"]),
+            _identity("eraser", actions=[], policyNames=["eraser"]),
+        ],
+        "policies": [{"name": "eraser", "content": policy}],
+    }
+    (folder / "s3.json").write_text(json.dumps(config))
+    with seaweedfs.running(folder) as server:
+
+        def client(name: str) -> Any:
+            keys = {"aws_access_key_id": f"key-{name}", "aws_secret_access_key": f"secret-{name}"}
+            return boto3.client("s3", endpoint_url=server.endpoint, region_name="us-east-1", **keys)
+
+        client("owner").create_bucket(Bucket="ratchet")
+        client("owner").put_bucket_versioning(Bucket="ratchet", VersioningConfiguration={"Status": "Enabled"})
+        yield Store("s3://ratchet/search", client("owner")), Store("s3://ratchet/search", client("eraser"))
+
+
+def test_old_versions_are_forgotten_too_with_the_erasers_rights(versioned: tuple[Store, Store]) -> None:
+    """What a versioned bucket keeps of overwritten and deleted objects; the policy suffices for it."""
+    owner, eraser = versioned
+    fill(owner)
+    owner.put("pairs/a.jsonl", row(OTHER, "in the forest"))
+    owner.delete(["pairs/c.csv"])
+    take_in(owner, writer="run-3")
+    before = {old.key for old in owner.old_versions("") if SECRET.encode() in owner.get_old(old)}
+    plan = forget(eraser, query=SECRET)
+    assert {old.key for old in plan.old} >= {"pairs/a.jsonl", "pairs/c.csv"}
+    assert places(owner, SECRET) == set()
+    olds = Store(owner.url, owner._client)
+    kept = memory_store()
+    for number, old in enumerate(owner.old_versions("")):
+        kept.put(f"{number}/{old.key}", olds.get_old(old))
+    assert places(kept, SECRET) == set()
+    assert before <= {old.key for old in plan.old} | set(plan.records) | set(plan.sources) | {"pairs/c.csv"}
+    assert take_in(owner, writer="next").blocked == ""
+    with pytest.raises(StoreError):
+        eraser.put("production.json", b"{}")
+    with pytest.raises(StoreError):
+        eraser.delete(["log/000000000001.json"])

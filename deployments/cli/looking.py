@@ -108,6 +108,7 @@ def _described(plan: Plan) -> list[str]:
         "batches that nothing names": len(plan.orphans),
         "records of runs and of the watch": len(plan.records),
         "blocks of cached vectors": len(plan.vectors),
+        "old versions that the bucket keeps": len(plan.old),
     }
     lines = [f"{count:>8,}  {name}" for name, count in found.items() if count]
     lines += [f"          {key}" for key in plan.sources]

@@ -32,7 +32,7 @@ from tasks.intake import BATCH, commit_log
 from tasks.intake.commit_log import Commit, Source
 from tasks.runs import now
 from tasks.splits import as_fields, load_split
-from tasks.storage import Store, StoreError
+from tasks.storage import OldVersion, Store, StoreError
 
 SOURCES: Final = ("pairs/", "golden/", "corpus/", "documents/", "guard/")
 """What others uploaded."""
@@ -67,6 +67,8 @@ class Plan:
     """What runs and the watch wrote."""
     vectors: tuple[str, ...] = ()
     """Blocks of cached vectors."""
+    old: tuple[OldVersion, ...] = ()
+    """Versions that the bucket keeps of objects that were overwritten or deleted."""
     versions: tuple[str, ...] = ()
     """Models that were trained on it: their weights are not changed."""
 
@@ -97,6 +99,7 @@ def find(store: Store, wanted: Wanted) -> Plan:
         orphans=tuple(sorted(key for key in {*held, *rejected} - named if key.startswith("batches/"))),
         records=tuple(key for key in _records(store) if record_without(key, store.get(key).body, wanted) is not None),
         vectors=tuple(_vectors(store, wanted)),
+        old=tuple(old for old in _old_versions(store) if _is_held(old.key, store.get_old(old), wanted)),
         versions=tuple(_versions(store, wanted, {e.commit: held[e.batch] for e in entries if e.batch in held})),
     )
 
@@ -108,8 +111,12 @@ def _rejected_files(store: Store) -> Iterator[str]:
 
 def _split(store: Store, key: str, wanted: Wanted) -> tuple[list[bytes], list[dict[str, Any]]]:
     """Rejected rows that stay, as lines, and those that do not."""
+    return _divided(store.get(key).body, wanted)
+
+
+def _divided(body: bytes, wanted: Wanted) -> tuple[list[bytes], list[dict[str, Any]]]:
     kept, dropped = [], []
-    for line in store.get(key).body.splitlines():
+    for line in body.splitlines():
         row = orjson.loads(line)
         if row["object"] == wanted.object or (wanted.object is None and wanted.is_in_record(row["text"])):
             dropped.append(row)
@@ -140,12 +147,35 @@ def _records(store: Store) -> Iterator[str]:
 
 def _vectors(store: Store, wanted: Wanted) -> Iterator[str]:
     """Blocks with the vector of a text to forget."""
-    hashes = np.array([text_hash(text) for text in wanted.spellings], dtype="V16")
     for entry in list(store.entries(VECTORS)):
-        if entry.key.endswith(".npy") and len(hashes):
-            block = np.load(io.BytesIO(store.get(entry.key).body), allow_pickle=False)
-            if np.isin(block["text"].view("S16"), hashes.view("S16")).any():
-                yield entry.key
+        if entry.key.endswith(".npy") and _has_vector(store.get(entry.key).body, wanted):
+            yield entry.key
+
+
+def _has_vector(body: bytes, wanted: Wanted) -> bool:
+    hashes = {text_hash(text) for text in wanted.spellings}
+    return not hashes.isdisjoint(np.load(io.BytesIO(body), allow_pickle=False)["text"].tolist())
+
+
+def _old_versions(store: Store) -> Iterator[OldVersion]:
+    for folder in (*SOURCES, *_RECORDS, "batches/", "quarantine/", VECTORS):
+        yield from list(store.old_versions(folder))
+
+
+def _is_held(key: str, body: bytes, wanted: Wanted) -> bool:
+    """Whether an old version of an object holds it. One in a format that is not rewritten is searched byte by byte."""
+    if key.startswith(SOURCES):
+        try:
+            return key == wanted.object or (wanted.object is None and source_without(key, body, wanted) is not None)
+        except CannotRewriteError:
+            return True
+    if key.startswith(_RECORDS):
+        return record_without(key, body, wanted) is not None
+    if key.endswith(".jsonl"):
+        return bool(_divided(body, wanted)[1])
+    if key.endswith(".parquet"):
+        return wanted.holds_in(pq.read_table(pa.BufferReader(body)))
+    return key.endswith(".npy") and _has_vector(body, wanted)
 
 
 def _versions(store: Store, wanted: Wanted, held: dict[int, pa.Table]) -> Iterator[str]:
@@ -190,6 +220,8 @@ def carry_out(store: Store, wanted: Wanted, plan: Plan) -> str:
         )
     key, begun = _begin(store, wanted, plan)
     store.delete(plan.vectors)
+    for block in plan.vectors:  # found by how the text is spelt in rows: before those go
+        store.delete_old(store.old_versions(block))
     for record in plan.records:
         _rewrite(store, record, wanted, record_without)
     for source in plan.sources:
@@ -197,7 +229,7 @@ def carry_out(store: Store, wanted: Wanted, plan: Plan) -> str:
             store.delete([source])
         else:
             _rewrite(store, source, wanted, source_without)
-    old = [name for commit in plan.commits for name in _erase_from_commit(store, commit, wanted)]
+    replaced = [name for commit in plan.commits for name in _erase_from_commit(store, commit, wanted)]
     fence = _fence(store, wanted)
     done = {**begun, "state": "done", "commit": fence}
     current = store.get(key)
@@ -208,7 +240,9 @@ def carry_out(store: Store, wanted: Wanted, plan: Plan) -> str:
         _filter(store, name, wanted)
     log = commit_log.load(store)
     named = {name for e in commit_log.read(store, range(1, log.commit + 1)) for name in (e.batch, e.rejected_rows)}
-    store.delete(sorted({*old, *plan.orphans} - named))
+    store.delete(sorted({*replaced, *plan.orphans} - named))
+    # last, since what was rewritten above has old versions now
+    store.delete_old(old for old in _old_versions(store) if _is_held(old.key, store.get_old(old), wanted))
     return key
 
 
@@ -226,7 +260,7 @@ def _begin(store: Store, wanted: Wanted, plan: Plan) -> tuple[str, dict[str, Any
         "rows": plan.rows,
         "rejected": plan.rejected,
         "changed": {
-            name: counts[name] for name in ("sources", "commits", "quarantine", "records", "vectors", "orphans")
+            name: counts[name] for name in ("sources", "commits", "quarantine", "records", "vectors", "orphans", "old")
         },
         "versions": list(plan.versions),
     }

@@ -243,6 +243,7 @@ def _unseen(known: pa.Table, rows: pa.Table, after: int) -> pa.Table:
 def _origin(store: Store, version: str) -> _Origin | None:
     """Where a version comes from; None where no run of ours promoted it."""
     from tasks import registry
+    from tasks.intake import commit_log
 
     for change in reversed(registry.history(store)):
         if (change.version, change.action) == (version, "promotion"):
@@ -250,7 +251,8 @@ def _origin(store: Store, version: str) -> _Origin | None:
             taken, outcome = run.find(runs.TAKEN), run.outcome
             deltas = outcome.deltas if outcome else {}
             told: dict[str, float] = {name: deltas[name].value for name in DECISIVE if name in deltas}
-            return None if taken is None else _Origin(run, taken.commit, change.previous, told)
+            known = taken is not None and taken.log in {"", commit_log.identity(store)}  # else the log is another one
+            return None if taken is None or not known else _Origin(run, taken.commit, change.previous, told)
     return None
 
 
