@@ -305,16 +305,12 @@ class CsvRecords:
         if feed.size > longest:
             fault = f"longer than {longest} bytes"
         if fault is not None:
-            return [], fault, any(b'"' in line for line in feed.record)
+            return [], fault, _has_quote(feed)
         if not cells or _is_blank(feed):
             return [], None, False
         if len(cells) != width:
-            several = len(feed.record) > 1
-            return (
-                [],
-                "a quote is not closed" if several else f"{len(cells)} cells where the header has {width}",
-                several,
-            )
+            said = f"{len(cells)} cells where the header has {width}"
+            return [], "a quote is not closed" if len(feed.record) > 1 else said, _has_quote(feed)
         return cells, None if _is_utf8(feed.record) else "not UTF-8", False
 
 
@@ -339,6 +335,10 @@ def _is_header(header: Sequence[str], kind: str) -> bool:
         return not isinstance(find_pair({plain(name) for name in header}, kind), str)
     except RefusedError:
         return True  # it names more than one
+
+
+def _has_quote(feed: _Feed) -> bool:
+    return any(b'"' in line for line in feed.record)
 
 
 def _is_blank(feed: _Feed) -> bool:

@@ -135,6 +135,13 @@ class JsonArray:
                 yield None
                 size = 0
 
+    def count(self) -> int | None:
+        """How many elements the array has; None where it is broken."""
+        try:
+            return sum(1 for _ in self._rows())
+        except RefusedError:
+            return None
+
     def _rows(self) -> Iterator[tuple[int, dict[str, object] | str]]:
         """Line and content of every element; a text says why it is not a row."""
         self.text.inspect(self.limits)

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from tasks.config import Limits
 from tasks.parsing.csv_records import CsvRecords
-from tasks.parsing.json_lines import JsonLines, json_source
+from tasks.parsing.json_lines import JsonArray, JsonLines, json_source
 from tasks.parsing.parquet import ParquetRows, count_rows
 from tasks.parsing.reading import Reading, Source
 from tasks.parsing.rows import KINDS, PARSED, Chunk, Rejected
@@ -60,7 +60,9 @@ def parse(key: str, body: bytes, limits: Limits | None = None) -> Iterator[Chunk
             rejected += len(chunk.rejected)
             yield chunk
     except RefusedError as error:
-        yield _refusal(key, error, _estimate(ending, body, packing, caps), source.format if source else "")
+        counted = source.count() if isinstance(source, JsonArray) else None
+        rows = _estimate(ending, body, packing, caps) if counted is None else counted
+        yield _refusal(key, error, rows, source.format if source else "")
         return
     if accepted + rejected or reading.used:
         yield Chunk(_NO_ROWS, [], reading.understood(accepted, rejected))

@@ -201,8 +201,16 @@ def _usual(column: pa.Array) -> pa.Array:
     if pa.types.is_decimal(column.type):
         return column.cast(pa.float64())
     if _is_list(column.type) and not (pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
-        return column.cast(pa.large_list(column.type.value_type))
+        return _with_offsets(column)
     return column
+
+
+def _with_offsets(lists: pa.Array) -> pa.Array:
+    """Lists of fixed size and list views as lists with offsets; Arrow's own cast leaves some with one offset less."""
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(lists), 0), dtype=np.int64)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    kept = pa.array(offsets, pa.int64(), mask=np.append(np.asarray(lists.is_null()), False))
+    return pa.LargeListArray.from_arrays(kept, lists.flatten())
 
 
 def _names(columns: Columns) -> list[str]:

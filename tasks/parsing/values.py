@@ -102,6 +102,7 @@ class Column:
             self.missing += 1
         elif kind is list:
             self.lists += 1
+            self.objects += bool(value) and type(value[0]) is dict
         elif kind is dict:
             self.objects += 1
         else:
