@@ -149,6 +149,41 @@ class DevScore:
     mrr: float
 
 
+@dataclass(frozen=True)
+class Cut:
+    """What a limit of length does to the documents: the share that is cut, and how many are the same afterwards."""
+
+    limit: int
+    share: float
+    equal: int
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """Of the documents, in training and when the model serves; without a limit there, nothing is cut."""
+
+    training: Cut
+    serving: Cut | None = None
+
+    @property
+    def warnings(self) -> list[str]:
+        """What to know about documents that no model can tell apart."""
+        limits = {"in training": self.training, "when the model serves": self.serving}
+        return [
+            f"{cut.equal:,} documents begin alike, and are the same text {where}, where they are cut at {cut.limit} "
+            "tokens: no training can tell them apart. Divide them, put what differs first, or raise the limit"
+            + (" (training.max_length)." if cut is self.training else ".")
+            for where, cut in limits.items()
+            if cut is not None and cut.equal
+        ]
+
+    def __str__(self) -> str:
+        served = "nothing" if self.serving is None else f"{self.serving.share:.1%}, at {self.serving.limit} tokens"
+        return (
+            f"in training {self.training.share:.1%} of the documents, at {self.training.limit} tokens; served {served}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Trained:
     """What a fine-tuning run did.
@@ -171,6 +206,7 @@ class Trained:
         estimate: What it was expected to take; seconds, dollars: what it took.
         peak_memory: Bytes.
         device: What computed it, by name; empty in runs of older versions.
+        cuts: Documents that were cut; None in runs of older versions.
     """
 
     steps: int
@@ -197,6 +233,7 @@ class Trained:
     dollars: float
     peak_memory: int
     device: str = ""
+    cuts: Cuts | None = None
 
 
 @dataclass(frozen=True)

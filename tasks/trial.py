@@ -24,6 +24,7 @@ from tasks.config import TARGETS, Checks, Gate, Limits, Training
 from tasks.dataset import EvaluationSet
 from tasks.gate import Decision, Scores, decide
 from tasks.parsing import KINDS, Chunk, Rejected, Understood, is_ignored, parse, refuse_unread
+from tasks.records import Cuts, Trained
 from tasks.splits import Side, Split, document_key
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Trial:
     base: dict[str, float]
     tuned: dict[str, float]
     decision: Decision
+    cuts: Cuts | None = None
 
     @property
     def cautions(self) -> list[str]:
@@ -95,7 +97,9 @@ class Trial:
                 f"Finding one of {self.documents:,} documents among ten is easy; add the documents that your search "
                 "really has, with --corpus, for figures that you would see there."
             )
-        if self.steps < FEW_STEPS:
+        unlike = self.cuts.warnings if self.cuts is not None else []
+        found += unlike
+        if self.steps < FEW_STEPS and not unlike:
             found.append(
                 f"So few steps ({self.steps}) hardly change a model; with so few rows try more passes, such as "
                 f"--set training.epochs={-(-FEW_STEPS // self.steps)}."
@@ -233,11 +237,11 @@ def compare(
     parts = _parts(labels.rows)
     with TemporaryDirectory() as work:
         folders = [Path(work) / str(number) for number in range(len(parts))]
-        steps: list[int] = []
+        runs: list[Trained] = []
         for number, (part, folder) in enumerate(zip(parts, folders, strict=True), 1):
             of = f", fold {number} of {len(parts)}" if len(parts) > 1 else ""
             on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
-            steps.append(_train(part, training, folder))
+            runs.append(_train(part, training, folder))
         on_step("scoring both models on the queries held out")
         base, tuned, vetoes = _score(parts, folders, training.base_model, gate)
         if out is not None and len(parts) == 1:
@@ -257,7 +261,8 @@ def compare(
             rule=rule,
         ).text,
         folds=len(parts),
-        steps=steps[0],
+        steps=runs[0].steps,
+        cuts=runs[0].cuts,
         trained=sum(part.train.num_rows for part in parts) // len(parts),
         queries=len(base.queries),
         documents=len(parts[0].documents),
@@ -289,11 +294,11 @@ def _parts(rows: pa.Table) -> list[Dataset]:
     return parts
 
 
-def _train(part: Dataset, training: Training, folder: Path) -> int:
-    """Fine-tune on the train side of a part; returns the steps it took."""
+def _train(part: Dataset, training: Training, folder: Path) -> Trained:
+    """Fine-tune on the train side of a part."""
     from tasks import training as trainer
 
-    return trainer.train(part.train, part.dev, part.documents, training, folder).steps
+    return trainer.train(part.train, part.dev, part.documents, training, folder)
 
 
 def _score(

@@ -122,6 +122,8 @@ def _training_rows(material: Material) -> list[tuple[str, str]]:
         ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in trained.rows.items())),
         ("Mined negatives", f"{trained.mined:,}"),
         ("Computed", _computed(trained)),
+        *([("Documents cut", str(trained.cuts))] if trained.cuts else []),
+        *(("Warning", warning) for warning in (trained.cuts.warnings if trained.cuts else [])),
         ("Resumed", f"from step {trained.resumed:,}" if trained.resumed else "no"),
         ("Distance from the base model", f"{trained.distance_from_base:.4f} of the weights' length"),
     ]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,7 @@ from pydantic import TypeAdapter
 from tasks.config import Training
 from tasks.encoding import Role, encode
 from tasks.records import Estimate, Trained
-from tasks.training import hardware, mining, model_card, saving
+from tasks.training import cuts, hardware, mining, model_card, saving
 from tasks.training.checkpoints import Checkpoints
 from tasks.training.examples import Examples
 from tasks.training.job import Job
@@ -139,6 +140,8 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
     if training.hard_negatives:
         rows, mined = _mined(job.rows, examples, training, model, group)
         examples = Examples(rows, triplets=training.loss == "triplet")
+    documents = list(dict.fromkeys([*job.documents, *examples.documents]))
+    cut = cuts.measure(model, documents, training.max_length)
     loop = Loop(model, job.start, examples, training, began, group)
     columns = ((loop.queries, examples.queries), (loop.documents, examples.documents))
     rehearse_forward(loop.embedder, columns, job.start.described(training))
@@ -146,7 +149,7 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
         loop.resume(job.checkpoints)
     loop.estimate(report)
     loop.fit(job.dev, job.documents, report, job.checkpoints)
-    trained = loop.outcome(mined)
+    trained = replace(loop.outcome(mined), cuts=cut)
     if group.leads:
         restore_attention(model)
         card = model_card.text(FROM_BASE.path(training), training, trained, job.commit)

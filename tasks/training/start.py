@@ -102,11 +102,14 @@ def dimensions(model: SentenceTransformer, training: Training) -> tuple[int, ...
     return (full, *(dim for dim in training.matryoshka_dims if dim < full))
 
 
-def shorten(model: SentenceTransformer, limit: int) -> Callable[[], None]:
-    """Cut texts at `limit` tokens at most in every tower of a model; returns what puts the old limits back."""
+def shorten(model: SentenceTransformer, limit: int, *, raise_to: bool = False) -> Callable[[], None]:
+    """Cut texts at `limit` tokens at most in every tower of a model; returns what puts the old limits back.
+
+    With `raise_to` a lower limit is raised to it: for tokenising, since a forward may lack the positions.
+    """
     towers = [(module, module.max_seq_length) for module in transformers_of(model)]
     for module, length in towers:
-        module.max_seq_length = limit if length is None else min(limit, length)
+        module.max_seq_length = limit if length is None or raise_to else min(limit, length)
 
     def restore() -> None:
         for module, length in towers:
