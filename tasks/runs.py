@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import islice
-from typing import Final, Generic, Literal, TypeVar, get_args
+from typing import Any, Final, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -100,7 +101,7 @@ class Run:
 
     def put_outcome(self, outcome: Outcome) -> None:
         """Write `outcome.json`; a later attempt of the same run may write it again: failed, then done."""
-        self.put(OUTCOME.name, TypeAdapter(Outcome).dump_json(outcome, indent=2))
+        self.put(OUTCOME.name, _adapter(Outcome).dump_json(outcome, indent=2))
 
     @property
     def outcome(self) -> Outcome | None:
@@ -134,7 +135,7 @@ def once(store: Store, key: str, kind: type[T], compute: Callable[[], T]) -> T:
     """The record under `key`, computed and written only when nothing is there; see `Run.once`."""
     found = store.find(key)
     if found is None:
-        body = TypeAdapter(kind).dump_json(compute())
+        body = _adapter(kind).dump_json(compute())
         if store.put_if_absent(key, body) is not None:
             return _parse(store, key, body, kind)
         found = store.get(key)
@@ -209,9 +210,19 @@ def _is_of_newer_version(body: bytes) -> bool:
     return isinstance(verdict, str) and verdict not in get_args(Verdict)
 
 
+def _adapter(kind: type[T]) -> TypeAdapter[T]:
+    return _made(cast(Hashable, kind))
+
+
+@functools.cache
+def _made(kind: Any) -> TypeAdapter[Any]:
+    """What reads and writes records of a type; it takes milliseconds to make."""
+    return TypeAdapter(kind)
+
+
 def _parse(store: Store, key: str, body: bytes, kind: type[T]) -> T:
     try:
-        record: T = TypeAdapter(kind).validate_json(body)
+        record: T = _adapter(kind).validate_json(body)
     except ValidationError as error:
         raise StoreError(f"{store.uri(key)} is not a valid {kind.__name__}: {error}") from error
     return record

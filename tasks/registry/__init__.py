@@ -1,7 +1,7 @@
 """What serves: published versions, `production.json`, and the ledger of its changes."""
 
 from tasks.registry.clock import store_time
-from tasks.registry.held import Held, find_held, held, release
+from tasks.registry.holds import Held, find_held, held, release
 from tasks.registry.ledger import (
     POINTER,
     Announce,

@@ -16,7 +16,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from tasks.registry.clock import store_time
-from tasks.registry.held import find_held
+from tasks.registry.holds import find_held
 from tasks.registry.ledger import (
     POINTER,
     Action,
