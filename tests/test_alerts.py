@@ -13,7 +13,7 @@ from prefect.blocks.abstract import NotificationBlock
 from deployments.server import channels
 from deployments.server.settings import Channel
 from tasks import alerts, scoring
-from tasks.config import Delta, Model, Outcome, Pending
+from tasks.config import Delta, Model, Outcome, Pending, Refused
 from tasks.intake import take_in
 from tasks.report import Evidence, Fallen, evidence
 from tasks.report.messages import LONGEST, message, plain, quote
@@ -78,6 +78,15 @@ def test_a_regression_says_all_that_is_needed_at_four_in_the_morning() -> None:
     assert said.title == "Ratchet: the new model is worse than production"
     assert said.text == EXPECTED
     assert not set(said.text) & set("<>|")
+
+
+def test_a_regression_names_the_objects_that_were_not_taken() -> None:
+    """Unreadable and refused ones, with the reason: they may be why the model is worse."""
+    pending = Pending(key="pairs/locked.jsonl", reason="AccessDenied")
+    refused = Refused(key="pairs/junk.csv", reason="UTF-16 text: save it as UTF-8", rows=500)
+    said = message(OUTCOME.model_copy(update={"pending": [pending], "refused": [refused]}), Evidence(), None)
+    assert "- `pairs/locked.jsonl` could not be read: AccessDenied" in said.text
+    assert "- `pairs/junk.csv` was refused: UTF-16 text: save it as UTF-8" in said.text
 
 
 def test_a_regression_without_evidence_is_told_all_the_same() -> None:

@@ -553,6 +553,17 @@ def test_a_log_that_was_deleted_to_start_anew_is_new(memory: Store) -> None:
     assert night.take_in(memory, "20260106T033000Z-00000000", taken.commit).new == 0
 
 
+def test_rejected_rows_of_a_log_that_was_deleted_give_way(memory: Store) -> None:
+    """The file of quarantine has the number of a commit: the old log's is not taken for the new one's."""
+    fill(memory, "a", bad=2)
+    take_in(memory, writer="run-1")
+    memory.delete([entry.key for entry in memory.entries("log/")])
+    fill(memory, "a", bad=1)
+    take_in(memory, writer="run-2")
+    take_in(memory, writer="run-3")
+    assert len(memory.get("quarantine/000000000001.jsonl").body.splitlines()) == 1
+
+
 def test_nights_count_how_often_an_object_could_not_be_read() -> None:
     """In a row: once it was read, it begins again; a failed night in between does not count."""
     store = unreadable("AccessDenied", 403, "b.jsonl")

@@ -241,9 +241,17 @@ def as_json(entry: Commit) -> bytes:
 
 
 def complete(store: Store, state: State) -> None:
-    """Bring the rejected rows of the last commit into quarantine, where its writer did not come to it."""
+    """Bring the rejected rows of the last commit into quarantine, where its writer did not come to it.
+
+    A file of another size is of a log that was deleted since: it gives way.
+    """
     source, target = state.rejected_rows.get(state.commit, ("", ""))
-    if not target or any(entry.key == target for entry in store.entries(target)):
+    if not target:
+        return
+    there = next((entry for entry in store.entries(target) if entry.key == target), None)
+    if there is not None:
+        if any(entry.key == source and entry.size != there.size for entry in store.entries(source)):
+            store.put_if_match(target, store.get(source).body, there.etag)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "rejected.jsonl")

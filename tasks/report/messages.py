@@ -30,6 +30,9 @@ REPLACEMENTS: Final = (
 
 _LONGEST_QUOTE: Final = 120
 
+_NAMED: Final = 3
+"""Unreadable and refused objects that an alert on a regression names, of each."""
+
 
 @dataclass(frozen=True)
 class Message:
@@ -80,7 +83,7 @@ def message(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Messag
     text = _Text(LONGEST - 600)
     for reason in outcome.reasons:
         text.add(cut(plain(reason), 600))
-    titles = {"blocked": "the data checks stopped the night"}
+    titles = {"blocked": "the night was blocked"}
     return _finish(
         f"Ratchet: {titles.get(outcome.verdict, f'the night ended {outcome.verdict}')}", text, outcome, run_url
     )
@@ -129,6 +132,10 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
         text.add(f"New data {since}: {objects}, {accepted:,} rows, {rejected:,} rejected.")
     for key, rows, bad in sorted(evidence.objects, key=lambda one: -one[1])[:5]:
         text.add(f"- {quote(key, 200)}: {rows:,} rows, {bad:,} rejected")
+    for pending in outcome.pending[:_NAMED]:
+        text.add(f"- {quote(pending.key, 200)} could not be read: {cut(plain(pending.reason), 200)}")
+    for refused in outcome.refused[:_NAMED]:
+        text.add(f"- {quote(refused.key, 200)} was refused: {cut(plain(refused.reason), 200)}")
     return _finish("Ratchet: the new model is worse than production", text, outcome, run_url)
 
 

@@ -34,7 +34,7 @@ _HEADLINES: Final = {
     "promoted": "The candidate is better and now serves.",
     "held": "The candidate is not significantly better; production stays.",
     "regressed": "The candidate is worse; production stays.",
-    "blocked": "The data checks stopped the night; production stays.",
+    "blocked": "The night was blocked; production stays.",
     "skipped": "There was nothing to fine-tune on; production stays.",
     "failed": "The run broke off; production stays.",
 }

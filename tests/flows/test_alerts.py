@@ -239,7 +239,7 @@ def test_blocked_data_is_told(hook: Receiver, night_store: Store) -> None:
     outcome = retrain(store=night_store.url)
     assert outcome.verdict == "blocked"
     message = hook.once(lambda one: outcome.run_id in one.body)
-    assert message.subject == "Ratchet: the data checks stopped the night"
+    assert message.subject == "Ratchet: the night was blocked"
     assert "0.4" in message.body or "40" in message.body
     assert outcome.report is not None
     assert outcome.report in message.body
