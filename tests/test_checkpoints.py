@@ -173,13 +173,12 @@ def test_other_settings_begin_at_the_beginning(store: Store, tmp_path: Path) -> 
 
 
 def test_precision_and_kernel_go_on_as_they_were(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run that began in bf16 and padded goes on so, where fp32 and packed would be chosen now."""
+    """A run that began in bf16 goes on so, where fp32 would be chosen now."""
     base = str(tiny_models.save(tmp_path / "base"))
     training = settings(base, checkpoint_minutes=1e-9, epochs=1, precision="auto")
     checkpoints = Checkpoints(store, PREFIX)
     with monkeypatch.context() as earlier:
         earlier.setattr("tasks.training.hardware.half", lambda _: "bf16")
-        earlier.setattr("tasks.training.packed.agrees", lambda *_: False)
         first = train(ROWS, None, [], training, tmp_path / "one", checkpoints=checkpoints)
     monkeypatch.setattr("tasks.training.hardware.half", lambda _: "fp32")
     again = train(ROWS, None, [], training, tmp_path / "two", checkpoints=checkpoints)

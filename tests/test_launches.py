@@ -5,26 +5,21 @@ On the `meta` device every operation is dispatched, none computed, and one that 
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import torch
-from sentence_transformers import SentenceTransformer
-from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import load, resolve_model
-from tasks.training import hardware, packed
+from tasks.training import hardware
 from tasks.training.embedder import Embedder, Texts
 from tasks.training.examples import Examples
 from tasks.training.loop import batch_loss
 from tasks.training.start import choose_kernel
-from tests import tiny_models
 from tests.test_batches import table
-from tests.test_buckets import TEXTS, WORDS, assert_close, gradients
+from tests.test_buckets import TEXTS, WORDS
 
 VIEWS = (
     "view",
@@ -78,31 +73,3 @@ def test_a_packed_step_is_few_launches_and_waits_for_nothing() -> None:
     once = launches(hardware.chunk_tokens(torch.device("cuda")))
     assert once < 900
     assert launches(hardware.chunk_tokens(torch.device("cpu"))) > 2 * once
-
-
-def by_text(query: Tensor, key: Tensor, value: Tensor, ends: Tensor, *rest: Any, scale: float) -> Tensor:
-    """What the variable-length kernel computes, text by text: tensors of shape (tokens, heads, width)."""
-    assert torch.equal(ends, rest[0])
-    assert rest[1:] == (int(ends.diff().max()),) * 2
-    cuts = ends[1:-1].tolist()
-    parts = zip(*(states.transpose(0, 1).tensor_split(cuts, dim=1) for states in (query, key, value)), strict=True)
-    found = [torch.nn.functional.scaled_dot_product_attention(*part, scale=scale) for part in parts]
-    return torch.cat(found, dim=1).transpose(0, 1)
-
-
-@pytest.mark.parametrize("architecture", ["bert", "roberta"])
-def test_what_the_kernel_is_given_is_each_text_by_itself(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: tiny_models.Architecture
-) -> None:
-    """With attention text by text in the kernel's place, vectors and gradients are those of the padded forward."""
-    model: SentenceTransformer = load(tiny_models.save(tmp_path, architecture), device="cpu").eval()
-    column = (Texts(model, TEXTS, "document"), np.array([3, 1, 4, 1, 5, 9, 2, 6, 5, 22, 0]))
-    (plain,) = Embedder(model).embed(column)
-    expected = gradients(model, plain)
-    embedder = Embedder(model, chunk_tokens=70)
-    choose_kernel(embedder, packed=True)
-    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", by_text)
-    monkeypatch.setattr(packed, "Spread", lambda *_: None)  # as on a GPU
-    (found,) = embedder.embed(column)
-    torch.testing.assert_close(found, plain, rtol=1e-4, atol=1e-5)
-    assert_close(gradients(model, found), expected)

@@ -1,7 +1,8 @@
 """Labelled rows -> a fine-tuned sentence-transformers folder.
 
-One loop in plain PyTorch: every batch is one loss over all its texts, encoded in length buckets (`buckets.py`), packed
-where the model allows (`packed.py`), without dropout, in the precision that the machine is fast at (`hardware.py`).
+One loop in plain PyTorch: every batch is one loss over all its texts, encoded in length buckets (`embedder.py`), on a
+GPU packed where the model allows (`packed.py`), without dropout, in the precision that the machine is fast at
+(`hardware.py`).
 What is saved is the best of the checkpoints that dev scored, as data: safetensors, JSON and text, nothing to unpickle.
 The same rows, settings and seed give the same weights on the same CPU and number of threads; not on a GPU, which
 adds in no fixed order.

@@ -115,6 +115,11 @@ def try_out(where: torch.device, precision: str) -> None:
         raise RuntimeError(f"{describe(where)} multiplies matrices of ones wrongly")
 
 
+def attends_by_text(where: torch.device) -> bool:
+    """Whether the device may have a kernel for the attention of texts that lie end to end (`packed.py`)."""
+    return where.type == "cuda"
+
+
 def computes(precision: str, where: torch.device) -> bool:
     """Whether the device has instructions for this precision, and need not imitate it."""
     return where.type != "cuda" or precision != "bf16" or bf16_pays(where)

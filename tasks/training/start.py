@@ -188,10 +188,10 @@ def _in_half(embedder: Embedder, columns: Sequence[Texts]) -> str:
 def _can_be_packed(embedder: Embedder, columns: Sequence[Texts]) -> bool:
     """Whether the model gives the same vectors without padding, for a few texts of every role.
 
-    Leaves the kernel changed. The variable-length kernel of a GPU computes in half precision only.
+    Leaves the kernel changed. Only a GPU has a variable-length kernel, and that for half precision.
     """
-    on_gpu_in_full = embedder.model.device.type != "cpu" and embedder.precision == "fp32"
-    if on_gpu_in_full or not all(texts.tokenised for texts in columns):
+    kernel = hardware.attends_by_text(embedder.model.device) and embedder.precision != "fp32"
+    if not kernel or not all(texts.tokenised for texts in columns):
         return False
     probes = [(texts, _spread(texts.lengths)) for texts in columns]
 
@@ -199,8 +199,7 @@ def _can_be_packed(embedder: Embedder, columns: Sequence[Texts]) -> bool:
         choose_kernel(embedder, packed=packed)
         return torch.cat([vectors for column in probes for vectors in embedder.embed(column)])
 
-    half = embedder.precision != "fp32"
-    return packing.agrees(lambda: vectors(packed=False), lambda: vectors(packed=True), half)
+    return packing.agrees(lambda: vectors(packed=False), lambda: vectors(packed=True))
 
 
 def _spread(lengths: Ints) -> Ints:

@@ -199,38 +199,18 @@ def ratchet(data: Data, base: str, seed: int, folder: Path, **changes: Any) -> N
     train(rows, None, [], Training(base_model=base, seed=seed, **changes), folder)
 
 
-def ratchet_padded(data: Data, base: str, seed: int, folder: Path, **changes: Any) -> None:
-    """Ratchet without the packed path: what a model of any architecture gets."""
-    from tasks.training import packed
-
-    agrees = packed.agrees
-    packed.agrees = lambda *_: False
-    try:
-        ratchet(data, base, seed, folder, **changes)
-    finally:
-        packed.agrees = agrees
-
-
-SEED, TRAINER, PADDED, PACKED, QUICK_PADDED, QUICK_PACKED = (
+SEED, TRAINER, OWN, QUICK = (
     "seed recipe",
     "Trainer, bf16, batch 64, 1 epoch",
     "Ratchet, any model",
-    "Ratchet, packed",
     "Ratchet, any model, quick",
-    "Ratchet, packed, quick",
 )
 
-OURS: dict[str, Callable[[Data, str, int, Path], None]] = {
-    PADDED: ratchet_padded,
-    PACKED: ratchet,
-    QUICK_PADDED: partial(ratchet_padded, quick=True),
-    QUICK_PACKED: partial(ratchet, quick=True),
-}
+OURS: dict[str, Callable[[Data, str, int, Path], None]] = {OWN: ratchet, QUICK: partial(ratchet, quick=True)}
 
 RECIPES: dict[str, Callable[[Data, str, int, Path], None]] = {SEED: seed_recipe, TRAINER: library_trainer, **OURS}
 
-_FASTER = dict.fromkeys((PADDED, QUICK_PADDED), "≤ 1/20 of the first")
-_FASTER |= dict.fromkeys((PACKED, QUICK_PACKED), "≤ 1/30 of the first")
+_FASTER = dict.fromkeys((OWN, QUICK), "≤ 1/20 of the first")
 
 
 # --- measurement -------------------------------------------------------------------------------------------------
@@ -269,8 +249,8 @@ def whole_nl2bash(folder: Path, base: str) -> list[Result]:
     results: list[Result] = []
     for name, plain, reached in (("Recall@10", PLAIN_RECALL, recall), ("MRR@10", PLAIN_MRR, mrr)):
         what = f"nl2bash, {len(data.pairs):,} pairs, 128 tokens: {name}"
-        figures = {"plain fine-tune": [plain], PACKED: [reached]}
-        results += summarise(what, figures, unit="", goals={PACKED: f"≥ {plain}"}, compared=False)
+        figures = {"plain fine-tune": [plain], OWN: [reached]}
+        results += summarise(what, figures, unit="", goals={OWN: f"≥ {plain}"}, compared=False)
     return results
 
 
@@ -295,7 +275,7 @@ def results(runs: Sequence[Run]) -> list[Result]:
                 for way, seconds in whole.items()
             }
             found += summarise(f"{name}: {clock} time", whole, unit="s", goals=_FASTER if SEED in whole else None)
-            goals = dict.fromkeys((PACKED, QUICK_PACKED), "≤ 1/8 of the first") if SEED in whole else None
+            goals = dict.fromkeys((OWN, QUICK), "≤ 1/8 of the first") if SEED in whole else None
             found += summarise(f"{name}: {clock} time per pair and epoch", each, unit="ms", goals=goals)
         for value, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR"), ("small", "Recall@10 at 32 dimensions")):
             figures = {way: [getattr(run, value) for run in of_way] for way, of_way in by_way.items()}
