@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, get_args
@@ -37,7 +38,7 @@ from tasks import alerts, night, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
 from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
-from tasks.registry import Change, RegistryError
+from tasks.registry import Change, RegistryError, store_time
 from tasks.report import evidence
 from tasks.runs import Run
 from tasks.storage import Store, StoreError
@@ -67,6 +68,9 @@ _SHORT: Final[dict[str, Any]] = {
     # answers costs three minutes for each of them, and must not use up the time of one attempt
     "timeout_seconds": 30 * 60,
 }
+
+_SKEW: Final = timedelta(minutes=10)
+"""Difference between two clocks that is reported; what the store's own clock decides is right all the same."""
 
 _AGAIN: Final = (5.0, 10.0, 20.0, 40.0, 60.0)
 """Seconds between attempts to show something in the UI: a Prefect server that restarts is back by then."""
@@ -148,6 +152,9 @@ def _duration(seconds: float) -> str:
 def begin(store: str, run_id: str, settings: Settings) -> Begun:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
     opened = Store.open(store)
+    ahead = datetime.now(UTC) - store_time(opened)
+    if abs(ahead) > _SKEW:
+        get_run_logger().warning("the clock of this machine is %s ahead of the store's: set it right", ahead)
     return night.begin(opened, run_id, settings, partial(_announce, opened))
 
 

@@ -169,6 +169,38 @@ def test_what_is_said_of_production_follows_from_before_and_after() -> None:
     assert "production stays" in report.markdown(same, report.Material())
 
 
+@pytest.mark.parametrize("promoted", [True, False])
+def test_a_run_that_breaks_off_ends_as_production_says(
+    store: Store, versions: list[str], monkeypatch: pytest.MonkeyPatch, promoted: bool
+) -> None:
+    """Its conclusion failed: promoted where it had promoted, and only the conclusion is made again; else failed."""
+    from flows import retrain as flow
+    from flows.context import ThisRun
+
+    monkeypatch.setattr(flow.steps, "stands", flow.steps.stands.fn)
+    monkeypatch.setattr(flow.steps, "conclude", lambda _, ended: night.conclude(store, ended)[0])
+    let_serve(store, versions[0], RUNS[0] if promoted else RUNS[1])
+    monkeypatch.setenv("RATCHET_STORE", store.url)
+    run = flow.Night(store.url, ThisRun(RUNS[0], "w"), "reason")
+    ended = flow._break_off(run, "StoreError: away")
+    assert ended.verdict == ("promoted" if promoted else "failed")
+    assert ended.production_after == versions[0]
+    assert any("StoreError: away" in reason for reason in ended.reasons)
+    stored = Run(store, RUNS[0]).outcome
+    assert stored == ended
+
+
+def test_a_candidate_that_a_person_rolled_back_is_vetoed_by_the_decision(store: Store, versions: list[str]) -> None:
+    """The reason that the report shows says who, why, and what releases it; decision and outcome say the same."""
+    let_serve(store, versions[0], "one")
+    let_serve(store, versions[1], "two")
+    registry.rollback(store, run_id="undo", who="Ann", reason="odd results")
+    (veto,) = night._held(store, versions[1])
+    assert "was rolled back by Ann" in veto
+    assert f"`ratchet release {versions[1]}`" in veto
+    assert night._held(store, versions[2]) == []
+
+
 def test_a_run_that_broke_off_after_its_promotion_knows_it(store: Store, versions: list[str]) -> None:
     """From the ledger: also after its version was replaced. A run that promoted nothing is told what serves."""
     assert night.stands(store, RUNS[0]) == (None, None)
