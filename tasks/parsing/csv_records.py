@@ -54,15 +54,25 @@ class _Dialect:
             return csv.reader(lines, delimiter=self.separator, quoting=csv.QUOTE_NONE)
         return csv.reader(lines, delimiter=self.separator, strict=True)
 
+    def doubled(self, raw: bytes) -> bytes:
+        """A line with its quotes as RFC 4180 has them."""
+        return _ESCAPED.sub(rb'\1""', raw) if self.escaped else raw
+
+    def record(self) -> re.Pattern[bytes]:
+        """A record that is written as it should be: quotes are doubled or around a cell."""
+        mark = re.escape(self.separator.encode())
+        cell = rb'(?:"(?:[^"]++|"")*+"|[^"\n%s]*+)' % mark
+        return re.compile(rb"%s(?:%s%s)*+\r?" % (cell, mark, cell))
+
     def sure_beginning(self, width: int) -> re.Pattern[bytes]:
         """A line that is a whole record, and cannot be the inside of a quoted text.
 
-        A quote that opens a cell and is followed by a text would, inside of quotes, be neither doubled nor the end.
+        The quote that opens its first cell is followed by a text: inside of quotes it would be neither doubled nor the
+        end. Texts may hold single quotes where quoting is broken, but hardly at the beginning of a line.
         """
         mark = re.escape(self.separator.encode())
         cell = rb'(?:"(?:[^"]++|"")*+"|[^"%s]*+)' % mark
-        opening = rb'(?=(?:%s%s)*"[^"%s])' % (cell, mark, mark)
-        return re.compile(rb"%s%s(?:%s%s){%d}\r?" % (opening, cell, mark, cell, width - 1))
+        return re.compile(rb'(?="[^"%s])%s(?:%s%s){%d}\r?' % (mark, cell, mark, cell, width - 1))
 
 
 class _Cells(NamedTuple):
@@ -143,6 +153,12 @@ class CsvRecords:
     _dialect: _Dialect = field(default_factory=lambda: _Dialect(","))
     _header: list[str] = field(default_factory=list)
     _skipped: int = 0
+    _quoting: bool = False
+    """Whether cells are put in quotes at all; where none is, a quote is a character like any other."""
+    _several: bool = False
+    """Whether texts have several lines: then a line that is not a record may be a part of one."""
+    _doubtful: list[tuple[int, int, int]] = field(default_factory=list)
+    """First and last line of records without quotes right before a broken one, and its line: they may be its parts."""
 
     @property
     def format(self) -> str:
@@ -159,7 +175,7 @@ class CsvRecords:
         watched = dict(survey.watch(self._header, texts=True))
         places = [(place, watched[name]) for place, name in enumerate(self._header) if name in watched]
         sound = broken = 0
-        for found in self._records():
+        for found in self._sure_records():
             if found.cells is None:
                 broken += 1
                 continue
@@ -177,7 +193,7 @@ class CsvRecords:
         named = (*columns.negatives, columns.score, columns.slice, columns.title, columns.judgement)
         optional = [name for name in named if name is not None]
         size = rows = 0
-        for found in self._records():
+        for found in self._sure_records():
             size += found.size
             rows += 1
             if size > _CHUNK_BYTES or rows > _CHUNK_ROWS:
@@ -236,16 +252,51 @@ class CsvRecords:
 
     def _find_quotes(self) -> None:
         """How quotes are written: as in RFC 4180, unless another way leaves fewer records broken."""
-        usual, several = self._broken(self._dialect)
+        opened = re.compile(rb'(?:^|%s)"' % re.escape(self._dialect.separator.encode()), re.MULTILINE)
+        self._quoting = any(opened.search(block) for block in self._sound_blocks())
+        if not self._quoting:
+            return
+        broken, several = self._broken(self._dialect)
         if self._dialect.separator == "\t":
             plainly = _Dialect("\t", quoted=False)
-            if (usual or several) and not self._broken(plainly)[0]:
-                self._dialect = plainly
+            if (broken or several) and not self._broken(plainly)[0]:
+                self._dialect, self._quoting = plainly, False
                 return
-        if usual and any(b'\\"' in block for block in self._sound_blocks()):
+        if broken and any(b'\\"' in block for block in self._sound_blocks()):
             escaped = _Dialect(self._dialect.separator, escaped=True)
-            if self._broken(escaped)[0] < usual:
-                self._dialect = escaped
+            found = self._broken(escaped)
+            if found[0] < broken:
+                self._dialect, (broken, several) = escaped, found
+        if broken and self._has_parts():
+            self._several = True
+            self._doubtful = list(self._find_doubtful())
+
+    def _has_parts(self) -> bool:
+        """Whether some line is, by its quotes, no record of its own: then texts have several lines, or are broken."""
+        whole = self._dialect.record()
+        try:
+            for lines in self.text.lines(self.limits.max_line_bytes):
+                for line in lines:
+                    if b'"' in line and not whole.fullmatch(self._dialect.doubled(line)):
+                        return True
+        except DamagedError:
+            pass  # named where the rows are read
+        return False
+
+    def _find_doubtful(self) -> Iterator[tuple[int, int, int]]:
+        """Records that may be the beginning of the broken one after them, whose opening quote is missing."""
+        mark = re.escape(self._dialect.separator.encode())
+        opening = re.compile(rb'(?:^|%s)"[^"\r%s]' % (mark, mark))  # so it begins here
+        first = 0
+        for found in self._records():
+            if found.cells is None and found.reason != "not UTF-8":
+                if first and not opening.search(found.raw.partition(b"\n")[0]):
+                    yield first, found.line - 1, found.line
+                first = 0
+            elif found.raw.rstrip(b"\r").endswith(b'"'):
+                first = 0
+            elif b'"' in found.raw or not first:
+                first = found.line
 
     def _sound_blocks(self) -> Iterator[bytes]:
         try:
@@ -267,6 +318,18 @@ class CsvRecords:
         lines = self.text.lines(self.limits.max_line_bytes)
         return _Feed(lines, self.limits.max_line_bytes, escaped=dialect.escaped, skip=self._skipped)
 
+    def _sure_records(self) -> Iterator[_Cells]:
+        """Every record, and every line that is none or may belong to another."""
+        doubtful = iter([*self._doubtful, (1 << 62, 0, 0)])
+        first, last, broken = next(doubtful)
+        for found in self._records():
+            while found.line > max(last, first):
+                first, last, broken = next(doubtful)
+            if first <= found.line <= last and found.cells is not None:
+                yield found._replace(cells=None, reason=_belongs(broken))
+            else:
+                yield found
+
     def _records(self, dialect: _Dialect | None = None) -> Iterator[_Cells]:
         """Every record after the header, and every line that is none, with the reason."""
         chosen = dialect or self._dialect
@@ -280,7 +343,7 @@ class CsvRecords:
         feed.begin()
         while True:
             first = feed.number + 1
-            cells, reason, unsure = self._next(reader, feed)
+            cells, reason, unsure = self._next(reader, feed, chosen)
             if not feed.record:
                 break
             if unsure:
@@ -294,7 +357,7 @@ class CsvRecords:
         if feed.damage is not None:
             yield _Cells(feed.number + 1, None, str(feed.damage), b"", 0)
 
-    def _next(self, reader: Iterator[list[str]], feed: _Feed) -> tuple[list[str], str | None, bool]:
+    def _next(self, reader: Iterator[list[str]], feed: _Feed, dialect: _Dialect) -> tuple[list[str], str | None, bool]:
         """The next record, what is wrong with it, and whether it is unknown where it ends."""
         longest, width = self.limits.max_line_bytes, len(self._header)
         fault = None
@@ -304,13 +367,15 @@ class CsvRecords:
             fault = _fault(error)
         if feed.size > longest:
             fault = f"longer than {longest} bytes"
+        if fault is None and self._quoting and dialect.quoted and not _is_written_well(feed, dialect):
+            fault = "a quote inside a cell that is not in quotes"
         if fault is not None:
-            return [], fault, _has_quote(feed)
+            return [], fault, self._several or _has_quote(feed)
         if not cells or _is_blank(feed):
             return [], None, False
         if len(cells) != width:
             said = f"{len(cells)} cells where the header has {width}"
-            return [], "a quote is not closed" if len(feed.record) > 1 else said, _has_quote(feed)
+            return [], "a quote is not closed" if len(feed.record) > 1 else said, self._several or _has_quote(feed)
         return cells, None if _is_utf8(feed.record) else "not UTF-8", False
 
 
@@ -321,7 +386,7 @@ def _skip(feed: _Feed, sure: re.Pattern[bytes], broken: int) -> Iterator[_Cells]
             feed.give_back(0)
             return
         if line.strip():
-            yield _Cells(feed.number, None, f"may belong to the broken record of line {broken}", line, len(line))
+            yield _Cells(feed.number, None, _belongs(broken), line, len(line))
         feed.begin()
 
 
@@ -335,6 +400,17 @@ def _is_header(header: Sequence[str], kind: str) -> bool:
         return not isinstance(find_pair({plain(name) for name in header}, kind), str)
     except RefusedError:
         return True  # it names more than one
+
+
+def _belongs(broken: int) -> str:
+    return f"may belong to the broken record of line {broken}"
+
+
+def _is_written_well(feed: _Feed, dialect: _Dialect) -> bool:
+    """Whether every quote of a record is doubled or around a cell."""
+    if not _has_quote(feed):
+        return True
+    return dialect.record().fullmatch(dialect.doubled(b"\n".join(feed.record))) is not None
 
 
 def _has_quote(feed: _Feed) -> bool:
