@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -16,14 +16,13 @@ from deployments.cli.common import (
     state_folder,
     store_url,
 )
+from deployments.cli.reading import as_json
 from deployments.stack import local
 from deployments.terminal.text import escape
 from tasks.config import BUNDLED_MODEL
 
 if TYPE_CHECKING:
     from tasks.erasure import Plan
-
-_COLUMNS: Final = ("query", "document", "negatives", "score", "slice", "object", "line")
 
 
 def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
@@ -51,14 +50,7 @@ def rows(
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 if wanted is None or document_key(row["query"] or "") == wanted:
-                    typer.echo(_as_json(row))
-
-
-def _as_json(row: dict[str, Any]) -> bytes:
-    """A row as `ratchet read` prints it."""
-    import orjson
-
-    return orjson.dumps({name: row[name] for name in _COLUMNS})
+                    typer.echo(as_json(row))
 
 
 def forget(

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from flows.retrain import retrain
+from tasks import erasure
 from tasks.config import Limits, Outcome
 from tasks.storage import Store
 
@@ -43,7 +44,7 @@ def test_a_removal_is_a_change_and_many_at_once_wait_for_a_word(night_store: Sto
 
 
 def test_an_outcome_names_what_was_refused_and_what_could_not_be_read(night_store: Store) -> None:
-    """With the nights in a row; what is removed is no longer named."""
+    """With the nights in a row; what is removed is no longer named, and a night after an erasure ends in a verdict."""
     _fill(night_store, *"abcd")
     night_store.put("pairs/junk.csv", "a;b\n".encode("utf-16") + "x;y\n".encode("utf-16-le") * 499)
     secret = {"SSECustomerAlgorithm": "AES256", "SSECustomerKey": "k" * 32}
@@ -60,7 +61,10 @@ def test_an_outcome_names_what_was_refused_and_what_could_not_be_read(night_stor
     assert "Ignored as side files: pairs/_SUCCESS." in said
 
     night_store.delete(["pairs/junk.csv"])
+    wanted = erasure.select(night_store, query="b 3?")
+    erasure.carry_out(night_store, wanted, erasure.find(night_store, wanted))
     second = _night(night_store)
     assert second.refused == []
     assert "junk.csv" not in "\n".join(second.reasons)
+    assert second.counts["accepted"] == 19
     assert [(unread.nights, unread.since) for unread in second.pending] == [(2, first.run_id)]
