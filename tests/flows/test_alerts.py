@@ -35,7 +35,7 @@ from tests import tiny_models
 from tests.flows.conftest import SETTINGS
 from tests.flows.receiver import Receiver
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,7 @@ def test_one_broken_cell_blocks_the_night(
     """A row that parsing let through, and should not have, stops the night at the checks."""
     before = serving.get("production.json").body
     serving.put("pairs/a.jsonl", _pairs(120))
-    monkeypatch.setattr(intake, "read_rows", lambda _store, _commit: rows)
+    monkeypatch.setattr(intake, "read_rows", lambda _store, _commit, **_: rows)
     outcome = retrain(store=serving.url)
     assert outcome.verdict == "blocked", what
     findings = json.loads(serving.get(f"runs/{outcome.run_id}/checks.json").body)["result"]["findings"]
