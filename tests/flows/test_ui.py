@@ -19,7 +19,7 @@ from tasks.storage import Store
 from tests import prefect_ui
 from tests.browser import chromium
 
-pytestmark = [pytest.mark.stack, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 PATIENCE = prefect_ui.PATIENCE
 BELOW = "0.5 is less than or equal to the minimum of 0.5"
