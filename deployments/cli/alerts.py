@@ -35,18 +35,18 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
 
 @app.command("test")
 def send_tests(state: StateOption = None) -> None:
-    """Send one of each alert, marked as a test, through the channels it is set up with."""
+    """Send one of each alert, marked as a test, the way that a real one takes: event, automation, channel."""
     reach_prefect(state)
-    from deployments.server import automations
+    from deployments.server import alert_test
 
     failed = sent = 0
-    for automation in automations.find():
-        for channel, error in automations.send_test(automation):
-            sent += 1
-            failed += error is not None
-            mark = "[bold red]failed[/]" if error else "[green]sent[/]  "
-            name = automation.name.removeprefix(automations.PREFIX)
-            console.print(f"{mark}  {escape(name):<12} to {escape(channel)}{': ' + escape(error) if error else ''}")
+    for tested in alert_test.send():
+        sent += 1
+        failed += tested.error is not None
+        mark = "[bold red]failed[/]" if tested.error else "[green]sent[/]  "
+        how = ", directly: it waits for something not to happen" if tested.directly and not tested.error else ""
+        error = f": {escape(tested.error)}" if tested.error else ""
+        console.print(f"{mark}  {escape(tested.alert):<12} to {escape(tested.channel)}{error}{how}")
     if not sent:
         raise CliError("no alert has a channel: add one to ratchet.toml, then run `ratchet deploy`")
     if failed:

@@ -11,19 +11,25 @@ something not to happen. One that was switched off in the UI stays off.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, get_args
 from uuid import UUID
 
 from deployments.server import channels, differences
 from deployments.server.settings import AlertName, Settings
+from tasks.config import Verdict
 from tasks.report.messages import REPLACEMENTS
 
 if TYPE_CHECKING:
     from prefect.automations import Automation
 
 PREFIX: Final = "ratchet: "
+
+STORE: Final = "ratchet.store."
+"""Before a store's address in the id of the resource that Ratchet's own events are about."""
+
+_CONCLUDED: Final = tuple(f"night.{verdict}" for verdict in get_args(Verdict) if verdict != "failed")
 
 _ENDED: Final = ("Completed", "Failed", "TimedOut", "Crashed", "Cancelled")
 _ALIVE: Final = frozenset({"Running", "Retrying", "Paused", "Suspended", "Cancelling", *_ENDED})
@@ -35,7 +41,9 @@ _SAME: Final = timedelta(minutes=5)
 _PLAIN: Final = "".join(f" | replace({old!r}, {new!r})" for old, new in REPLACEMENTS)
 """`tasks.alerts.plain` as Jinja filters, for text that Prefect hands on: no mention, no link, no markup."""
 
-_RUN: Final = "{{ event.resource['prefect.resource.name'] }}"
+_RUN: Final = f"{{{{ event.resource['prefect.resource.name']{_PLAIN} | truncate(100) }}}}"
+"""Whoever starts a run may name it."""
+
 _LINK: Final = "Run: {{ flow_run | ui_url }}"
 _STATE: Final = "event.payload.validated_state"
 
@@ -78,8 +86,9 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
                 "for_each": {"prefect.resource.id"},
                 "within": _SAME,
             },
-            f"Ratchet: run {_RUN} {{{{ {_STATE}.name | lower }}}}",
-            f"Run {_RUN} ended {{{{ {_STATE}.name }}}}. A run that breaks off before its promotion changes nothing.\n"
+            f"Ratchet: run {_RUN} {{{{ {_STATE}.name{_PLAIN} | lower }}}}",
+            f"Run {_RUN} ended {{{{ {_STATE}.name{_PLAIN} }}}}. "
+            "A run that breaks off before its promotion changes nothing.\n"
             f"{{{{ ({_STATE}.message | default('No message.')){_PLAIN} | truncate(600) }}}}\n{_LINK}\n"
             "The next run continues where this one stopped; to start it now, press Run on retrain/nightly.",
         ),
@@ -102,14 +111,14 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
             "missing",
             f"no night has completed for {_words(missing)}",
             {
+                # of this store: a run on another one says nothing about the nights
+                **_event(settings, *_CONCLUDED),
                 "posture": "Proactive",
-                "expect": {"prefect.flow-run.Completed"},
-                "match": {"prefect.resource.id": "prefect.flow-run.*"},
-                "match_related": nightly,
+                **({} if settings.store.url else {"match_related": nightly}),
                 "within": missing,
             },
             "Ratchet: no night has completed",
-            f"No run of retrain/nightly has completed for {_words(missing)}. Is its schedule paused, is a worker "
+            f"No night has completed for {_words(missing)}. Is its schedule paused, is a worker "
             "running on pool cpu, did the last runs fail?",
         ),
         Alert("stale", "production has not moved for too long", _event(settings, "production.stale"), **told),
@@ -181,17 +190,11 @@ def channels_of(automation: Automation) -> list[str]:
     return [_channel(_block(document)) for document in _documents(automation)]
 
 
-def send_test(automation: Automation) -> Iterator[tuple[str, str | None]]:
-    """Send an alert, marked as a test, to each of its channels: the channel's name, and what went wrong if it did.
-
-    Nothing has happened, so the text says when this alert is sent, instead of what happened.
-    """
+def send_directly(automation: Automation, title: str, text: str) -> Iterator[tuple[str, str | None]]:
+    """Send a message to each channel of an alert, without an event: the channel's name, and what went wrong."""
     import httpx
     from prefect.blocks.abstract import NotificationError
 
-    name = automation.name.removeprefix(PREFIX)
-    when = automation.description.replace("Alerts when", "It is sent when", 1)
-    text = f"This is a test of the alert {name!r}; nothing has happened. {when} What to do then is in docs/alerts.md."
     for document in _documents(automation):
         block = _block(document)
         channel = _channel(block)
@@ -200,12 +203,17 @@ def send_test(automation: Automation) -> Iterator[tuple[str, str | None]]:
             continue
         try:
             with block.raise_on_failure():
-                block.notify(body=text, subject=f"[TEST] Ratchet: {name}")
+                block.notify(body=text, subject=title)
         except (NotificationError, httpx.HTTPError, httpx.InvalidURL) as error:
             # the kind alone: the message of an HTTP error holds the address, which is a secret
             yield channel, type(error).__name__
         else:
             yield channel, None
+
+
+def test_event(name: str) -> str:
+    """The name of the event that triggers an alert as a test."""
+    return f"ratchet.test.{name}"
 
 
 def _documents(automation: Automation) -> list[UUID]:
@@ -245,7 +253,7 @@ def _wanted(settings: Settings, channels: Mapping[str, UUID | None]) -> Iterator
     from prefect.events.actions import SendNotification
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
-    for alert in alerts(settings):
+    for alert in map(_testable, alerts(settings)):
         actions = [
             # a dry run may have no block yet: the difference is shown all the same
             SendNotification(block_document_id=channels[name] or UUID(int=0), subject=alert.subject, body=alert.body)
@@ -259,6 +267,20 @@ def _wanted(settings: Settings, channels: Mapping[str, UUID | None]) -> Iterator
                 name=f"{PREFIX}{alert.name}", description=description, trigger=trigger, actions=actions
             )
     yield from _zombies(settings)
+
+
+def _testable(alert: Alert) -> Alert:
+    """The alert, triggered by its test as well; what waits for something not to happen cannot be tested so."""
+    if alert.trigger["posture"] != "Reactive":
+        return alert
+    trigger = {**alert.trigger, "expect": {*alert.trigger["expect"], test_event(alert.name)}}
+    told = "{{% if event.payload.test %}}{{{{ event.payload.{field} }}}}{{% else %}}{usual}{{% endif %}}"
+    return replace(
+        alert,
+        trigger=trigger,
+        subject=told.format(field="title", usual=alert.subject),
+        body=told.format(field="message", usual=alert.body),
+    )
 
 
 def _zombies(settings: Settings) -> Iterator[Any]:
@@ -308,7 +330,7 @@ def _event(settings: Settings, *names: str) -> dict[str, Any]:
     return {
         "posture": "Reactive",
         "expect": {f"ratchet.{name}" for name in names},
-        "match": {"prefect.resource.id": f"ratchet.store.{settings.store.url or '*'}"},
+        "match": {"prefect.resource.id": f"{STORE}{settings.store.url or '*'}"},
     }
 
 
