@@ -50,7 +50,7 @@ bench-quick: $(READY) ## Measure small: does every benchmark still run
 screenshots: $(READY) ## Make the pictures of the documentation anew; needs Chromium
 	$(RUN) tests.screenshots
 
-lock: ## Find out anew which versions go together, and write requirements.lock
+lock: ## Write the locks; what is locked already stays, unless UPGRADE=1
 	PYTHON="$(PYTHON)" deployments/lock
 
 clean: ## Remove what can be made again; .ratchet stays, it may hold models
@@ -58,10 +58,11 @@ clean: ## Remove what can be made again; .ratchet stays, it may hold models
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A half-made environment has no stamp, and is made again from nothing.
-$(READY): requirements.lock pyproject.toml
+$(READY): requirements.lock requirements-torch.lock pyproject.toml
 	"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Ratchet needs Python 3.11 or later; name one: make PYTHON=...")'
 	test -e $(READY) || "$(PYTHON)" -m venv --clear .venv
 	rm -f $(READY)
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r requirements.lock
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-torch.lock
 	.venv/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
 	touch $(READY)

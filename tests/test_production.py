@@ -65,8 +65,12 @@ def test_the_image_is_built_from_versions() -> None:
     text = DOCKERFILE.read_text()
     assert re.search(r"^ARG PYTHON=3\.11\.\d+-slim-bookworm$", text, re.MULTILINE)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) == {"python:${PYTHON}"}
-    assert "PIP_CONSTRAINT=/src/requirements.lock" in text
-    assert re.search("^torch==", (ROOT / "requirements.lock").read_text(), re.MULTILINE)
+    installs = re.findall(r"pip install (.+?)(?: &&.*)?$", text, re.MULTILINE)
+    assert installs == [
+        "--no-deps --require-hashes -r requirements-image.lock",
+        '${TORCH_INDEX:+--index-url "$TORCH_INDEX"} -r requirements-torch.lock',
+        "--no-deps --no-build-isolation .",
+    ]
 
 
 def test_what_is_copied_is_enough_to_build_the_package(tmp_path: Path) -> None:
