@@ -30,7 +30,7 @@ IMAGE: Final = "ratchet:0.1.0"
 """What `docker build -t` is told in deployments/README.md; a registry's name goes before it."""
 
 USER: Final = 10001
-"""User and group of the image: not root, and no one on the host."""
+"""User and group of the image: neither root nor a user of the host."""
 
 NAMESPACE: Final = "ratchet"
 SERVICE_ACCOUNT: Final = "ratchet-trainer"

@@ -352,7 +352,7 @@ def _password(state: Path) -> str:
 
 
 def _private(path: Path) -> IO[str]:
-    """A new file for its owner's eyes."""
+    """Open a new file that only its owner can read."""
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w")
 
 

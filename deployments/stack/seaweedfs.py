@@ -84,7 +84,7 @@ def _weed() -> str:
 
 
 def credentials(folder: Path) -> tuple[str, str]:
-    """Access key and secret of the server whose state is in `folder`; made once, for its owner's eyes."""
+    """Access key and secret of the server whose state is in `folder`; made once, readable by its owner only."""
     path = folder / "s3.json"
     if not path.exists():
         access_key, secret_key = f"ratchet-{secrets.token_hex(6)}", secrets.token_urlsafe(32)
