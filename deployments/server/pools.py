@@ -8,7 +8,8 @@ test says when an upgrade of Prefect asks for doing that again.
 No template holds a secret: a process inherits its worker's environment, a container reads files that are mounted from
 its host, a Kubernetes job refers to a Secret by name. Nor can a run or a deployment choose what is executed, by whom,
 or what it gets at: command, environment, image, mounts, service account and the like are fixed here, and the server
-refuses job variables that a template does not name.
+refuses job variables that a template does not name (for a deployment: when it is created, Prefect 3.8.8 does not look
+again when it is changed).
 """
 
 from __future__ import annotations

@@ -58,15 +58,16 @@ def test_the_server_takes_every_template(on_stack: local.Stack, pool: str, kind:
 
 @pytest.mark.parametrize("variables", [{"command": "sh -c id"}, {"env": {"PYTHONPATH": "/theirs"}}, {"image": "x"}])
 def test_the_server_refuses_job_variables_that_run_code(on_stack: local.Stack, variables: dict[str, Any]) -> None:
-    """Neither a run nor a deployment may set them; what is executed is what the pool says."""
+    """Neither a run nor a new deployment may set them; what is executed is what the pool says."""
     with get_client(sync_client=True) as client:
         nightly = client.read_deployment_by_name("retrain/nightly")
-        path = f"/deployments/{nightly.id}"
+        path = f"/deployments/{nightly.id}/create_flow_run"
         with pytest.raises(PrefectHTTPStatusError, match="Additional properties are not allowed"):
-            client._client.post(f"{path}/create_flow_run", json={"job_variables": variables})
+            client._client.post(path, json={"job_variables": variables})
         with pytest.raises(PrefectHTTPStatusError, match="Additional properties are not allowed"):
-            client._client.patch(path, json={"job_variables": variables})
-        assert client.read_deployment_by_name("retrain/nightly").job_variables == nightly.job_variables
+            client.create_deployment(
+                nightly.flow_id, name="theirs", entrypoint=PROBE, work_pool_name="cpu", job_variables=variables
+            )
 
 
 def test_prefects_own_command_takes_a_stored_template(on_stack: local.Stack) -> None:
