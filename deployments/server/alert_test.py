@@ -129,25 +129,21 @@ def _actions(client: SyncPrefectClient, events: list[UUID]) -> dict[tuple[UUID, 
     """Which actions the events triggered, and how each ended."""
     from prefect.events.filters import EventFilter
 
-    if not events:
-        return {}
-    chosen = EventFilter.model_validate(
-        {
-            "event": {"name": [f"prefect.automation.action.{ended}" for ended in ("executed", "failed")]},
-            "related": {"id": [f"prefect.event.{event}" for event in events]},
-        }
-    )
     found = {}
-    for one in client.read_events(chosen, limit=200).events:
-        for related in one.related:
-            identity = related.id.removeprefix("prefect.event.")
-            if related.role == "triggering-event" and UUID(identity) in events:
-                found[UUID(identity), int(one.payload["action_index"])] = one.event.rpartition(".")[2]
+    for event in events:
+        chosen = EventFilter.model_validate(
+            {
+                "event": {"name": [f"prefect.automation.action.{ended}" for ended in ("executed", "failed")]},
+                "related": {"id": [f"prefect.event.{event}"]},
+            }
+        )
+        for one in client.read_events(chosen, limit=50).events:  # more than an alert has channels
+            found[event, int(one.payload["action_index"])] = one.event.rpartition(".")[2]
     return found
 
 
 def _error(ended: str | None) -> str | None:
-    """In words; never the server's reason, which may hold the address of the channel."""
+    """What to tell people; never the server's reason, which may hold the address of the channel."""
     if ended is None:
         return "no message was sent: the alert does not match the store of the nights, or the server does not keep up"
     return None if ended == "executed" else "the channel did not accept it"
