@@ -224,7 +224,8 @@ class Embedder:
             name: hardware.moved(value, where) if isinstance(value, Tensor) else value
             for name, value in features.items()
         }
-        vectors: Tensor = self.model(moved, task=parts[0][0].role)["sentence_embedding"].float()
+        vectors: Tensor = self.model(moved, task=parts[0][0].role)["sentence_embedding"]
+        vectors = vectors[:, : self.model.truncate_dim].float()  # as they are served
         if len(parts) == 1:
             return vectors
         return vectors.index_select(0, hardware.moved(torch.from_numpy(back), vectors.device))
