@@ -465,6 +465,18 @@ def test_pull_production_takes_an_address_or_a_store(store: Store, two: tuple[st
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == b"two"
 
 
+def test_weights_that_production_does_not_name_are_not_pulled(
+    store: Store, two: tuple[str, str], tmp_path: Path
+) -> None:
+    """The pointer was edited to another version, whole and published, and its fingerprint was not."""
+    let_serve(store, two[0])
+    pointer = json.loads(store.get("production.json").body)
+    store.put("production.json", json.dumps({**pointer, "version": two[1]}).encode())
+    with pytest.raises(RegistryError, match="has other weights than"):
+        pull_production(store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 # --- crashes, lost replies -----------------------------------------------------------------------------------
 
 
