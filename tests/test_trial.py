@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,14 @@ from tasks.parsing import KINDS
 from tests import tiny_models
 from tests.rows import table
 
+_LETTERS = str.maketrans("0123456789", "ghijklmnop")
+
 
 def _pairs(count: int) -> list[dict[str, str]]:
+    """Queries that share few words, so that none nearly repeats another."""
+    words = [hashlib.sha256(str(i).encode()).hexdigest()[:12].translate(_LETTERS) for i in range(count)]
     return [
-        {"query": f"how to repair pump {i}", "document": f"Pump {i}: close the valve, then replace seal {i}."}
+        {"query": f"{words[i]} pump {i}", "document": f"Pump {i}: close the valve, then replace seal {i}."}
         for i in range(count)
     ]
 
