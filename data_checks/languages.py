@@ -53,17 +53,12 @@ def model_languages(folder: Path) -> frozenset[str] | None:
     A card that says "multilingual", or lists five languages and more, stands for a multilingual model: those
     lists are rarely complete.
     """
+    from huggingface_hub import metadata_load
+
     try:
-        card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    if not card.startswith("---"):
-        return None
-    try:
-        header = yaml.safe_load(card.split("\n---", 1)[0].removeprefix("---"))
-    except yaml.YAMLError:
-        return None
-    named = header.get("language") if isinstance(header, dict) else None
+        named = (metadata_load(folder / "README.md") or {}).get("language")
+    except (OSError, ValueError, yaml.YAMLError):
+        return None  # no card, or a header that cannot be read
     listed = named if isinstance(named, list) else [named]
     # YAML 1.1 reads an unquoted Norwegian "no" as false
     codes = {

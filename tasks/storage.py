@@ -7,6 +7,7 @@ by reading back what is stored. Reads return whole bodies or raise: a truncated 
 
 from __future__ import annotations
 
+import hashlib
 import io
 import math
 import re
@@ -141,6 +142,12 @@ class Blob:
 
     body: bytes
     etag: str
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 (hex) of a file, read piece by piece."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def normalise(url: str) -> str:

@@ -10,7 +10,6 @@ the next number, so that it looks again; checkpoints of the log from before that
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 import tempfile
@@ -32,7 +31,7 @@ from tasks.intake import BATCH, commit_log
 from tasks.intake.commit_log import Commit, Source
 from tasks.runs import now
 from tasks.splits import as_fields, load_split
-from tasks.storage import OldVersion, Store, StoreError
+from tasks.storage import OldVersion, Store, StoreError, file_sha256
 
 SOURCES: Final = ("pairs/", "golden/", "corpus/", "documents/", "guard/")
 """What others uploaded."""
@@ -354,8 +353,7 @@ def _new_rejected(
 
 
 def _store(store: Store, path: Path) -> str:
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    key = f"batches/{digest}{path.suffix}"
+    key = f"batches/{file_sha256(path)}{path.suffix}"
     store.upload_if_absent(key, path)
     return key
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +15,7 @@ from tasks.config import Limits
 from tasks.intake import commit_log
 from tasks.intake.commit_log import Commit, Source
 from tasks.parsing import PARSED, Chunk, Understood, kind_of, parse
-from tasks.storage import Entry, Store
+from tasks.storage import Entry, Store, file_sha256
 
 BATCH: Final = pa.schema(
     [*list(PARSED)[:-1], pa.field("kind", pa.string()), pa.field("object", pa.string()), PARSED.field("line")]
@@ -128,8 +127,6 @@ def _record(understood: Understood | None) -> dict[str, Any]:
 
 def _upload(store: Store, path: Path) -> str:
     """Store a file under its sha256; returns the key."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    key = f"batches/{digest}{path.suffix}"
+    key = f"batches/{file_sha256(path)}{path.suffix}"
     store.upload_if_absent(key, path)
     return key

@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator
 
 from tasks.config import MODEL_FILES
-from tasks.storage import Blob, Store
+from tasks.storage import Blob, Store, file_sha256
 
 MANIFEST: Final = "manifest.json"
 RETIRED: Final = "RETIRED"
@@ -186,18 +186,13 @@ def describe_folder(folder: Path, description: Description) -> Manifest:
         if path.is_symlink() or not (path.is_file() or path.is_dir()):
             raise VersionError(f"{path} is not a plain file: a version holds no links and no devices")
         if path.is_file():
-            files[name] = File(size=path.stat().st_size, sha256=_sha256(path))
+            files[name] = File(size=path.stat().st_size, sha256=file_sha256(path))
     if not any(name.endswith(".safetensors") for name in files):
         raise VersionError(f"{folder} holds no *.safetensors: there are no weights to publish")
     try:
         return Manifest(files=files, weights=weights_hash(files), description=description)
     except ValidationError as error:
         raise VersionError(f"{folder} cannot be published: {_first(error)}") from error
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _first(error: ValidationError) -> str:
@@ -362,7 +357,7 @@ def differences(folder: Path, manifest: Manifest) -> list[str]:
             wrong.append(f"{path} is not a plain file")
         elif at.stat().st_size != file.size:
             wrong.append(f"{path} has {at.stat().st_size} bytes, the manifest says {file.size}")
-        elif _sha256(at) != file.sha256:
+        elif file_sha256(at) != file.sha256:
             wrong.append(f"{path} has another sha256 than the manifest says")
     return wrong
 

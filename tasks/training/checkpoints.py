@@ -7,7 +7,6 @@ before it. Nothing is pickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from tasks.storage import Store, StoreError
+from tasks.storage import Store, StoreError, file_sha256
 
 _KEPT: Final = 2
 """Newest checkpoints kept while a run is under way."""
@@ -59,7 +58,7 @@ class Checkpoints:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 save_file(dict(checkpoint.tensors), path, {"state": json.dumps(checkpoint.state)})
-                self._store.upload_if_absent(f"{self.prefix}{step:012d}-{_hash(path)}.safetensors", path)
+                self._store.upload_if_absent(f"{self.prefix}{step:012d}-{file_sha256(path)}.safetensors", path)
         except (OSError, SafetensorError) as error:
             raise StoreError(f"cannot put a checkpoint together in {gettempdir()}: {error}") from error
         self._store.delete(self._keys()[:-_KEPT])
@@ -70,7 +69,7 @@ class Checkpoints:
             with TemporaryDirectory() as folder:
                 path = Path(folder) / "checkpoint"
                 self._store.download(key, path)
-                if not key.endswith(f"-{_hash(path)}.safetensors"):
+                if not key.endswith(f"-{file_sha256(path)}.safetensors"):
                     continue
                 with safe_open(path, framework="pt") as file:
                     state = json.loads(file.metadata()["state"])
@@ -81,8 +80,3 @@ class Checkpoints:
     def _keys(self) -> list[str]:
         """Keys from the oldest step to the newest."""
         return sorted(entry.key for entry in self._store.entries(self.prefix))
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

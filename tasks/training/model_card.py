@@ -9,6 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+import yaml
+
 from tasks.config import NOT_COMPUTED, Training
 from tasks.encoding import LEAST_VERSIONS
 
@@ -90,12 +92,11 @@ def _name(base_model: str) -> str:
 
 def base_licence(base: Path) -> str | None:
     """The licence that the base model's own card states in its header, or None."""
+    from huggingface_hub import metadata_load
+
     card = base / "README.md"
-    if not card.is_file():
-        return None
-    header = card.read_text(encoding="utf-8", errors="replace").partition("---")[2].partition("\n---")[0]
-    for line in header.splitlines():
-        name, separator, value = line.partition(":")
-        if separator and name.strip() == "license":
-            return value.strip().strip("\"'") or None
-    return None
+    try:
+        licence = (metadata_load(card) or {}).get("license") if card.is_file() else None
+    except (ValueError, yaml.YAMLError):
+        return None  # a header that cannot be read states nothing
+    return licence if isinstance(licence, str) else None
