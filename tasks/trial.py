@@ -227,7 +227,7 @@ def compare(
     # how few pairs are too few is for the reader to judge here: the guidance says what a night would do
     checks = run_checks(
         labels.rows,
-        rejected=sum(not row.object.startswith("corpus/") for row in labels.rejected),
+        rejected=sum(made.rejected for made in labels.understood if not made.object.startswith("corpus/")),
         rule=rule.model_copy(update={"min_pairs": 2}),
         commit=1,
         supported=supported,

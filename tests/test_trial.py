@@ -53,6 +53,19 @@ def test_a_folder_is_read_as_a_store_is(tmp_path: Path) -> None:
     assert [(row.object, row.line) for row in labels.rejected] == [("pairs/notes.txt", 0)]
 
 
+def test_side_files_are_left_out_and_a_refused_file_weighs_its_rows(tmp_path: Path) -> None:
+    """As in a night: what Spark writes beside its parts is no data, and each file says what was understood of it."""
+    _write(tmp_path / "a.jsonl", _pairs(3))
+    (tmp_path / "_SUCCESS").write_text("")
+    (tmp_path / "b.csv").write_text("prompt,reply\n" + "a,b\n" * 40)
+    labels = trial.read(tmp_path)
+    assert [(made.object, made.accepted, made.rejected) for made in labels.understood] == [
+        ("pairs/a.jsonl", 3, 0),
+        ("pairs/b.csv", 0, 40),
+    ]
+    assert [row.line for row in labels.rejected] == [0]
+
+
 def test_rejected_rows_are_named_and_the_others_stay(tmp_path: Path) -> None:
     """The same parser as a night's: object, line and reason."""
     file = tmp_path / "pairs.jsonl"

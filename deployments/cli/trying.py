@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deployments.cli.common import CliError, SetOption, UsageError, console, hush, parameters, say
+from deployments.cli.reading import describe
 from deployments.terminal.text import escape
 
 if TYPE_CHECKING:
@@ -40,6 +41,10 @@ def try_pairs(
         raise UsageError(f"{out} already exists: name a new directory")
     try:
         labels = trial.read(path, corpus)
+        for understood in labels.understood:
+            if understood.ignored or understood.notes or understood.irrelevant:
+                for line in describe(understood):
+                    console.print(f"{escape(understood.object.partition('/')[2])}: {escape(line)}")
         if labels.rejected:
             console.print(f"{len(labels.rejected):,} rows were rejected:")
             show.to(console, show.rejected(labels.rejected))
