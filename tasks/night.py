@@ -145,7 +145,10 @@ def take_in(
             log=log,
             pending=pending,
             refused=refused[:_MOST_REFUSED],
-            remarks=_remarks(pending, refused, found.ignored, found.future),
+            remarks=[
+                *_remarks(pending, refused, found.ignored, found.future),
+                *_first(intake.decisions(store, since, found.commit), "decisions about columns"),
+            ],
             blocked=found.blocked,
         )
 

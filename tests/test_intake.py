@@ -19,7 +19,7 @@ import pytest
 
 from tasks import night
 from tasks.config import Limits
-from tasks.intake import ROWS, LogError, commit_log, counts, new_pairs, quarantined, read_rows, take, take_in
+from tasks.intake import ROWS, LogError, commit_log, counts, decisions, new_pairs, quarantined, read_rows, take, take_in
 from tasks.storage import Blob, Entry, Store
 from tests.faults import Crash, faulty, writes
 
@@ -551,3 +551,16 @@ def test_a_night_takes_the_caps_that_it_is_given(store: Store) -> None:
     found = night.take_in(store, "run", 0, Limits(max_text_chars=10))
     assert (found.counts["accepted"], found.counts["rejected"]) == (1, 1)
     assert "10" in next(quarantined(store)).reason
+
+
+def test_what_was_decided_about_columns_is_told_with_its_objects(store: Store) -> None:
+    """Columns left alone and scores that are none, each once; commits before `since` are not told of again."""
+    row = b'{"query": "q", "document": "d", "score": 1.0, "id": 7}\n'
+    store.put("pairs/a.jsonl", row * 2)
+    store.put("pairs/b.jsonl", row * 2)
+    commit = take_in(store, writer="run-1").commit
+    assert decisions(store, 0, commit) == [
+        "Columns ignored: id (in pairs/a.jsonl and 1 more).",
+        "score is 1 in every row, which is no score (in pairs/a.jsonl and 1 more).",
+    ]
+    assert decisions(store, commit, commit) == []

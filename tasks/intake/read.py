@@ -22,6 +22,7 @@ from tasks.storage import MissingKeyError, Store
 ROWS: Final = BATCH.append(pa.field("commit", pa.int64()))
 """Columns of accepted rows. `query` and `score` are null where there is none; `line` counts from 1."""
 
+_SHOWN_COLUMNS: Final = 12
 _READERS: Final = 4
 
 
@@ -187,6 +188,22 @@ def changes(store: Store, since: int, upto: int) -> Changes:
         removed.update(entry.removed)
         removed.update(source.key for source in entry.objects if not source.accepted)
     return Changes(rows, len([key for key in removed if key in before and before[key].accepted + before[key].rejected]))
+
+
+def decisions(store: Store, since: int, upto: int) -> list[str]:
+    """What the reader decided about columns in the commits after `since`, up to `upto`, and in which objects.
+
+    Columns that were left alone, and notes such as "score is 1 in every row, which is no score".
+    """
+    found: dict[str, list[str]] = {}
+    for commit in commit_log.read(store, range(since + 1, upto + 1)):
+        for key, made in commit.understood.items():
+            columns = made.get("ignored") or ()
+            said = [f"Columns ignored: {', '.join(columns[:_SHOWN_COLUMNS])}"] if columns else []
+            for line in (*said, *(made.get("notes") or ())):
+                found.setdefault(line, []).append(key)
+    more = {line: f" and {len(keys) - 1:,} more" if len(keys) > 1 else "" for line, keys in found.items()}
+    return [f"{line} (in {keys[0]}{more[line]})." for line, keys in found.items()]
 
 
 def quarantined(store: Store) -> Iterator[Rejected]:
