@@ -63,7 +63,7 @@ def test_a_night_goes_on_where_the_older_version_stopped(old_store: Store) -> No
     assert outcome.production_before == VERSION
     assert outcome.production is not None
     assert outcome.production.version == VERSION
-    earlier = [runs.read_outcome(old_store, run) for run in sorted(old_store.folders("runs/"))[:2]]
+    earlier = [runs.Run(old_store, run).outcome for run in sorted(old_store.folders("runs/"))[:2]]
     assert [found.verdict for found in earlier if found] == ["promoted", "skipped"]
     assert registry.history(old_store)[0].version == VERSION
     assert [row.reason for row in intake.quarantined(old_store)]

@@ -59,6 +59,8 @@ class World:
     """By run: the queries that its candidate was trained on."""
     in_use: dict[str, str] = field(default_factory=dict)
     """By run: the candidate of a night that is under way."""
+    over: set[str] = field(default_factory=set)
+    """Runs that came to a verdict."""
     training: set[str] = field(default_factory=set)
     """Runs whose checkpoints are needed."""
     critical: int = 0
@@ -194,7 +196,8 @@ class World:
             self.trained[run_id] = set(train)
         else:
             version = candidate.version
-            self.in_use[run_id] = version
+            if run_id not in self.over:  # a run that came to a verdict, and is made again, uses what is still there
+                self.in_use[run_id] = version
         for _ in range(self.random.choice((0, 0, 60) if self.focus == "all" else (0, 100))):
             self.crowd.turn()  # it trains, and is scored
         reasons, verdict = ["simulated"], "held"
@@ -290,6 +293,10 @@ class World:
     def _put(self, key: str, before: Stored | None, stored: Stored) -> None:
         if key.startswith(("pairs/", "golden/")):
             self.uploads.setdefault(key, []).append(_rows(stored.body))
+        elif key.endswith("/outcome.json") and json.loads(stored.body)["verdict"] != "failed":
+            run = key.split("/")[1]
+            self.over.add(run)
+            self.in_use.pop(run, None)
         elif key == registry.POINTER:
             self._moved(before, stored)
         elif key.startswith(_LEDGER):
