@@ -180,13 +180,13 @@ class Changes:
 def changes(store: Store, since: int, upto: int) -> Changes:
     """What the commits after `since`, up to `upto`, changed; everything, where `since` is of an earlier log."""
     since = since if since <= upto else 0
-    before = commit_log.load(store, since).objects if since else {}
     removed: set[str] = set()
     rows = 0
     for entry in commit_log.read(store, range(since + 1, upto + 1)):
         rows += sum(source.accepted for source in entry.objects if kind_of(source.key) == "pair")
         removed.update(entry.removed)
         removed.update(source.key for source in entry.objects if not source.accepted)
+    before = commit_log.load(store, since).objects if since and removed else {}  # reads the log: only where it matters
     return Changes(rows, len([key for key in removed if key in before and before[key].accepted + before[key].rejected]))
 
 
