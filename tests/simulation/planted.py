@@ -80,28 +80,6 @@ def _marker_unseen() -> list[Patch]:
     return [mock.patch.object(versions, "_check_not_retired", return_value=None)]
 
 
-def _retires_unseen() -> list[Patch]:
-    """Retention does not look again once it has marked a version."""
-
-    def delete(store: Store, version: str, rule: Any) -> bool:
-        del rule
-        store.delete([entry.key for entry in list(store.entries(f"models/{version}/"))])
-        return True
-
-    return [mock.patch.object(retention, "_delete", delete)]
-
-
-def _shared_marker() -> list[Patch]:
-    """Two calls of retention mark a version with one marker, and the one that gives way takes it off."""
-
-    def claim(store: Store, marker: str, before: Any) -> bool:
-        del before
-        store.put(marker, b"being deleted")
-        return True
-
-    return [mock.patch.object(retention, "_claim", claim)]
-
-
 def _fast_clock() -> list[Patch]:
     """Retention tells ages by a machine whose clock is 400 days ahead."""
     real = retention.store_time
@@ -190,9 +168,7 @@ PLANTED: Final[dict[str, Callable[[], list[Patch]]]] = {
     "removals from a partial listing": _removes_by_part,
     "removals are not committed": _keeps_the_moved,
     "a promotion does not look for the marker": _marker_unseen,
-    "retention does not look again": _retires_unseen,
     "retention by a fast clock": _fast_clock,
-    "two deletions share a marker": _shared_marker,
     "checkpoints of others are deleted": _others_checkpoints,
     "a version that was rolled back is promoted": _not_held,
     "only the last version is held": _held_by_the_last_only,
