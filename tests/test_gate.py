@@ -260,6 +260,7 @@ def check_every_query_is_drawn(gate: ModuleType) -> None:
     shares = gate.bootstrap_means(np.eye(8), 2_000, 0)  # (2000, 8): how often each query is in each resample
     assert np.all(np.abs(shares.mean(axis=0) - 1 / 8) < 0.01)
     assert np.all(shares.std(axis=0) > 0.1), "sqrt(7 / 8 / 8 / 8) = 0.117"
+    assert np.array_equal(shares, gate.bootstrap_means(np.eye(8), 2_000, 0)), "the same seed, the same resamples"
 
 
 def check_metrics_share_their_resamples(gate: ModuleType) -> None:
