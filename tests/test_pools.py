@@ -183,6 +183,7 @@ def test_a_gpu_job_asks_for_what_training_needs() -> None:
     assert {"name": "shared-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "2Gi"}} in pod["volumes"]
     assert {volume["name"] for volume in pod["volumes"] if "Memory" in str(volume)} == {"shared-memory"}
     assert {"name": "TMPDIR", "value": pools._HOME} in container["env"]
+    assert {"name": "RATCHET_REQUIRE_GPU", "value": "1"} in container["env"]
     assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
     assert container["envFrom"] == [{"secretRef": {"name": "ratchet"}}]
     # a value here would win over the Secret's
@@ -234,6 +235,7 @@ def test_a_gpu_container_asks_for_what_training_needs() -> None:
     # in memory, and small: what is large goes to the volume
     assert host["Tmpfs"] == {"/tmp": "rw,nosuid,nodev,size=64m"}  # noqa: S108
     assert f"TMPDIR={pools._HOME}" in body["Env"]
+    assert "RATCHET_REQUIRE_GPU=1" in body["Env"]
     assert host.get("Privileged", False) is False
     assert body["User"] == f"{pools.USER}:{pools.USER}"
     assert body["Image"] == pools.IMAGE

@@ -299,6 +299,16 @@ def test_the_key_in_use_keeps_to_the_limit_too(store: Store, tmp_path: Path, sma
         assert 0 < size <= 1000
 
 
+def test_foreign_objects_beside_the_cache_are_left_alone(store: Store, tmp_path: Path) -> None:
+    """Whatever else lies under the prefix neither stops a night nor is deleted for its size."""
+    foreign = [f"{PREFIX}README", f"{PREFIX}a-document/used/yesterday", f"{PREFIX}a/b/c/d.npy"]
+    for key in foreign:
+        store.put(key, b"x" * 5000)
+    found = CachedEncoder(Lengths(), VectorCache(tmp_path, store, limit_bytes=1000)).encode(texts(2), "document")
+    np.testing.assert_array_equal(found, expected(texts(2)))
+    assert all(store.find(key) is not None for key in foreign)
+
+
 # --- at the same time ----------------------------------------------------------------------------------------
 
 

@@ -99,11 +99,13 @@ def build(pool: str, kind: Kind) -> Template:
         # the default of 5 tries for a minute; 7 last four, and a Prefect server that restarts costs no night
         "PREFECT_CLIENT_MAX_RETRIES": "7",
     })  # fmt: skip
-    if kind == "docker":
+    if kind != "process":
         _contain(base)
+        if pool == "gpu":  # a container that was given none fails at once, rather than train on the CPU all night
+            base["job_configuration"]["env"]["RATCHET_REQUIRE_GPU"] = "1"
+    if kind == "docker":
         _docker(base, pool)
     elif kind == "kubernetes":
-        _contain(base)
         _kubernetes(base, pool)
     return base
 

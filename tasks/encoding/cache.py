@@ -210,7 +210,8 @@ class VectorCache:
             (self.folder / kept.key / kept.name).unlink(missing_ok=True)
         if self.store is None:
             return
-        parts = [(entry.key.removeprefix(PREFIX).split("/"), entry.size) for entry in self.store.entries(PREFIX)]
+        listed = [(entry.key.removeprefix(PREFIX).split("/"), entry.size) for entry in self.store.entries(PREFIX)]
+        parts = [(part, size) for part, size in listed if _is_ours(part)]
         used: dict[str, float] = {}
         for part, _ in parts:
             if part[1] == "used":
@@ -285,6 +286,12 @@ def _read(key: str, path: Path, dimension: int) -> np.ndarray | None:
     if block.dtype != _record(dimension) or block.ndim != 1:
         return None
     return np.asarray(block)
+
+
+def _is_ours(part: Sequence[str]) -> bool:
+    """Whether the parts of a key below the prefix are those of a block or a mark; others are nobody's to remove."""
+    block = len(part) == 2 and part[1].endswith(".npy")
+    return block or (len(part) == 3 and part[1] == "used" and part[2].isdecimal())
 
 
 def _size(path: Path) -> int | None:
