@@ -347,7 +347,9 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             side: SideScored(
                 version=versions[side],
                 fingerprint=prints[side],
-                scores=result.means,
+                scores=result.means_over(
+                    ~exposure.near_duplicate
+                ),  # of the queries that decide, as the differences are
                 by_dimension={str(dim): means for dim, means in result.by_dimension.items()},
             )
             for side, result in sides.items()

@@ -286,7 +286,11 @@ class Moved:
 
 @dataclass(frozen=True)
 class SideScored:
-    """One model on the test set: means by metric, and for each Matryoshka dimension. `version` None: the base model."""
+    """One model on the test set. `version` None: the base model.
+
+    `scores` are means by metric over the queries that decide (those that nearly repeat a training query do not),
+    `by_dimension` means over all queries for each Matryoshka dimension.
+    """
 
     version: str | None
     fingerprint: str

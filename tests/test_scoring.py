@@ -62,6 +62,8 @@ def test_scores_by_hand() -> None:
     assert scores.per_query["mrr"].tolist() == pytest.approx([1.0, 1 / 3])
     assert scores.means["recall_at_1"] == 0.5
     assert scores.means["recall_at_10"] == 1.0
+    assert scores.means_over(np.array([False, True]))["mrr"] == pytest.approx(1 / 3)
+    assert scores.means_over(np.array([False, False])) == scores.means
 
 
 def test_smaller_dimensions_come_from_the_same_encoding() -> None:

@@ -22,7 +22,7 @@ from tasks.parsing.rows import KINDS, PARSED, Chunk, Rejected
 from tasks.parsing.understood import Refusal, Understood
 from tasks.parsing.unpacking import DamagedError, RefusedError, Text
 
-_NO_ROWS: Final = pa.RecordBatch.from_pylist([], PARSED)
+_NO_ROWS: Final = pa.RecordBatch.from_arrays([pa.nulls(0, part.type) for part in PARSED], schema=PARSED)
 
 _ROW_BYTES: Final = 200
 """Bytes that a row takes about, where nothing else says how many an object holds."""

@@ -44,6 +44,12 @@ class SideScores:
         """The means at the full dimension."""
         return self.by_dimension[max(self.by_dimension)]
 
+    def means_over(self, queries: NDArray[np.bool_]) -> dict[str, float]:
+        """The means at the full dimension over some of the queries; over all where none is chosen."""
+        if not queries.any():
+            return self.means
+        return summary({name: values[queries] for name, values in self.per_query.items()})
+
 
 def score_side(
     test: EvaluationSet,
