@@ -120,6 +120,8 @@ def test_the_first_promotion_says_all_that_a_search_index_must_know(store: Store
             "normalisation": "l2",
             "prompts": {"query": "query: "},
             "max_length": 256,
+            "similarity": "cosine",
+            "requires": {},
             "matryoshka_dims": [128, 32],
             "rebuild_index": True,
         },
