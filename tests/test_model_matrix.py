@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -88,6 +89,19 @@ def test_a_whole_repository_in_the_hubs_cache_is_the_model_alone(
     monkeypatch.setattr("huggingface_hub._snapshot_download.constants.HF_HUB_CACHE", str(tmp_path))
     alone = model_zoo.architecture("bert")(tmp_path / "alone")
     assert fingerprint(resolve_model("org/tiny")) == fingerprint(alone)
+
+
+def test_where_and_how_a_tokenizer_was_saved_is_not_part_of_what_a_model_is(tmp_path: Path) -> None:
+    """Loading sets these keys anew: paths of the machine that saved it, and whether that was offline."""
+    made = model_zoo.architecture("bert")(tmp_path / "made")
+    before = fingerprint(made)
+    path = made / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    elsewhere = {"is_local": False, "local_files_only": True, "name_or_path": "org/tiny", "tokenizer_file": "/a/b.json"}
+    path.write_text(json.dumps(settings | elsewhere | {"special_tokens_map_file": "/a/map.json"}))
+    assert fingerprint(made) == before
+    path.write_text(json.dumps(settings | {"do_lower_case": False}))
+    assert fingerprint(made) != before
 
 
 def test_a_chat_template_is_part_of_what_a_model_is(tmp_path: Path) -> None:

@@ -16,8 +16,11 @@ _NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.jso
 
 _SETTINGS: Final = MODEL_FILES - {".safetensors", ".md"}
 
-_DESCRIPTIVE: Final = {"__version__", "_name_or_path", "name_or_path", "transformers_version"}
-"""Keys of a model's JSON that say who saved it and from where, and change no vector."""
+_DESCRIPTIVE: Final = {
+    *("__version__", "_name_or_path", "name_or_path", "transformers_version"),
+    *("is_local", "local_files_only", "special_tokens_map_file", "tokenizer_file"),
+}
+"""Keys of a model's JSON that say who saved it, from where and whether offline, and change no vector."""
 
 
 def fingerprint(folder: Path) -> str:
