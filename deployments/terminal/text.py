@@ -50,7 +50,14 @@ def escape(text: str, *, lines: bool = False) -> str:
 
 
 class SafeConsole(Console):
-    """A console that writes out control characters in whatever it prints, also where `escape` was forgotten."""
+    """A console that writes out control characters in whatever it prints, also where `escape` was forgotten.
+
+    Its width is the one at the time of printing: rich would keep COLUMNS as it was when the console was made, at import.
+    """
+
+    def __init__(self, *, width: int | None = None, height: int | None = None, **named: Any) -> None:
+        super().__init__(width=width, height=height, **named)
+        self._width, self._height = width, height
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """The segments of something; those of the console's own control codes stay as they are."""
