@@ -52,7 +52,7 @@ def escape(text: str, *, lines: bool = False) -> str:
 class SafeConsole(Console):
     """A console that writes out control characters in whatever it prints, also where `escape` was forgotten.
 
-    Its width is the one at the time of printing: rich would keep COLUMNS as it was when the console was made, at import.
+    Its width is the one at the time of printing: rich alone keeps COLUMNS as it was at import.
     """
 
     def __init__(self, *, width: int | None = None, height: int | None = None, **named: Any) -> None:
