@@ -55,10 +55,32 @@ class Night:
         """Why the run was started."""
         return self._outcome.reason
 
+    @property
+    def promoted(self) -> bool:
+        """Whether this run has promoted its candidate, as far as it knows itself."""
+        return self._outcome.verdict == "promoted"
+
+    @property
+    def begun(self) -> bool:
+        """Whether it is known what served when the run began."""
+        return "begin" in self._outcome.seconds
+
     def end(self, verdict: Verdict, reasons: Sequence[str]) -> Outcome:
         """Write the outcome and the report, send the alerts, and return the outcome."""
-        self.learn(verdict=verdict, reasons=[*reasons, *self.remarks], finished_at=now())
+        said = list(dict.fromkeys([*reasons, *self.remarks]))
+        self.learn(verdict=verdict, reasons=said, finished_at=now())
         return steps.conclude(self.store, self._outcome)
+
+    def end_in_any_case(self, verdict: Verdict, reasons: Sequence[str]) -> Outcome:
+        """End as `end` does; with a report of the outcome alone where the rest of the report cannot be read."""
+        try:
+            return self.end(verdict, reasons)
+        except Exception as error:
+            logger = get_run_logger()
+            logger.exception("the report is written without details")
+            missing = f"The report has no details: {type(error).__name__}: {error}"
+            self.learn(reasons=[*self.reasons, missing])
+            return steps.conclude(self.store, self._outcome, details=False)
 
 
 @flow(name="retrain")
@@ -94,11 +116,15 @@ def retrain(
     try:
         outcome = _until_verdict(night, settings, fine_tune_deployment, force=force)
     except Exception as error:
-        get_run_logger().exception("the run broke off")
+        logger = get_run_logger()
+        logger.exception("the run broke off")
         # when the store is what failed, this fails too; then Prefect's own state is what tells people
         concluded = None
-        with suppress(Exception):
+        try:
             concluded = _break_off(night, f"{type(error).__name__}: {error}")
+        except Exception:
+            logger.exception("no outcome was written")
+        else:
             _retire(night)
         if concluded is None or concluded.verdict != "promoted":
             raise
@@ -115,12 +141,24 @@ def _retire(night: Night) -> None:
 
 def _break_off(night: Night, why: str) -> Outcome:
     """End a run that broke off. Where it had promoted by then, that stays, and only the conclusion is repeated."""
-    serves, promoted = steps.stands(night.store, night.run.run_id)
-    night.learn(production_after=serves)
+    doubt: list[str] = []
+    try:
+        serves, promoted = steps.stands(night.store, night.run.run_id)
+    except Exception as error:  # a damaged pointer or ledger: the outcome must say so, and is no less needed
+        logger = get_run_logger()
+        logger.exception("it is not known what serves")
+        doubt = [f"What serves now could not be read: {type(error).__name__}: {error}"]
+        night.learn(production_after=None, production_known=False)
+        promoted = "The candidate was promoted." if night.promoted else None  # then this run itself let it serve
+    else:
+        night.learn(production_after=serves)
+        if promoted is None and not night.begun:
+            night.learn(production_before=serves)
     if promoted is None:
-        return night.end("failed", [why])
+        return night.end_in_any_case("failed", [why, *doubt])
     reasons = night.reasons or [promoted]
-    return night.end("promoted", [*reasons, f"The run broke off after the promotion, and went on: {why}"])
+    said = f"The run broke off after the promotion, and went on: {why}"
+    return night.end_in_any_case("promoted", [*reasons, said, *doubt])
 
 
 def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, force: bool) -> Outcome:

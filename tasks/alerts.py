@@ -62,6 +62,7 @@ def announce_outcome(
             "deltas",
             "production_before",
             "production_after",
+            "production_known",
             "guidance",
             "report",
             "reason",

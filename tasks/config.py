@@ -389,6 +389,8 @@ class Outcome(BaseModel):
     deltas: dict[str, Delta] = Field(default_factory=dict)
     production_before: str | None = None
     production_after: str | None = None
+    production_known: bool = True
+    """False where a run that broke off could not read what serves: then `production_after` says nothing."""
     guidance: str = ""
     seconds: dict[str, float] = Field(default_factory=dict)
     cost: dict[str, float] = Field(default_factory=dict)

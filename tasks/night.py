@@ -484,15 +484,17 @@ def _hold(run: Run, why: str) -> None:
         run.put(runs.DECISION, to_json(replace(decision, verdict="held", reasons=(why, *decision.reasons)), indent=2))
 
 
-def conclude(store: Store, outcome: Outcome) -> tuple[Outcome, str, list[Chart]]:
+def conclude(store: Store, outcome: Outcome, *, details: bool = True) -> tuple[Outcome, str, list[Chart]]:
     """Write the report and the outcome; returns the outcome as written, the report as Markdown, and its charts.
+
+    Without details the report holds what the outcome says, and nothing else is read from the store.
 
     After a verdict the training's checkpoints are of no more use; after a failure the next attempt needs them. Those
     of other runs are not looked at here: a run without a verdict may be under way (see `retire`).
     """
     run = Run(store, outcome.run_id)
     outcome = outcome.model_copy(update={"report": store.uri(run.key(runs.REPORT))})
-    gathered = material.gather(store, outcome)
+    gathered = material.gather(store, outcome) if details else material.Material()
     run.put(runs.REPORT, report.html(outcome, gathered).encode())
     run.put_outcome(outcome)
     if outcome.verdict != "failed":

@@ -268,10 +268,10 @@ def retire(store: str, work: str) -> None:
 
 
 @task(name="conclude", **_SHORT)
-def conclude(store: str, outcome: Outcome) -> Outcome:
+def conclude(store: str, outcome: Outcome, *, details: bool = True) -> Outcome:
     """Write outcome and report, show the report in the UI, and send alerts."""
     opened = Store.open(store)
-    outcome, page, charts = night.conclude(opened, outcome)
+    outcome, page, charts = night.conclude(opened, outcome, details=details)
     for chart in charts:
         picture = f"data:image/png;base64,{base64.b64encode(chart.png()).decode()}"
         _show(partial(create_image_artifact, picture, key=f"chart-{chart.name}", description=chart.title))

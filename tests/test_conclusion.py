@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -167,6 +168,11 @@ def test_what_is_said_of_production_follows_from_before_and_after() -> None:
     assert "production stays" not in page
     assert "production changed" in page
     assert "production stays" in report.markdown(same, report.Material())
+    unknown = same.model_copy(update={"production_after": None, "production_known": False})
+    assert production_line(unknown).startswith("What serves now is not known")
+    page = report.markdown(unknown, report.Material())
+    assert "production stays" not in page
+    assert "the base model" not in page
 
 
 @pytest.mark.parametrize("promoted", [True, False])
@@ -174,20 +180,54 @@ def test_a_run_that_breaks_off_ends_as_production_says(
     store: Store, versions: list[str], monkeypatch: pytest.MonkeyPatch, promoted: bool
 ) -> None:
     """Its conclusion failed: promoted where it had promoted, and only the conclusion is made again; else failed."""
+    let_serve(store, versions[0], RUNS[0] if promoted else RUNS[1])
+    ended = break_off(store, monkeypatch)
+    assert ended.verdict == ("promoted" if promoted else "failed")
+    assert ended.production_after == versions[0]
+    assert ended.production_known
+    assert promoted or ended.production_before == versions[0]  # it broke off before it could note what served
+    assert any("StoreError: away" in reason for reason in ended.reasons)
+
+
+@pytest.mark.parametrize("promoted", [True, False])
+def test_a_run_that_breaks_off_on_a_damaged_pointer_has_an_outcome(
+    store: Store, versions: list[str], monkeypatch: pytest.MonkeyPatch, promoted: bool
+) -> None:
+    """It does not say what serves; a promotion that the run itself knows of stays one."""
+    let_serve(store, versions[0], RUNS[0])
+    store.put("production.json", b'{"version": "\xff')
+    ended = break_off(store, monkeypatch, verdict="promoted" if promoted else "failed")
+    assert ended.verdict == ("promoted" if promoted else "failed")
+    assert (ended.production_after, ended.production_known) == (None, False)
+    assert "StoreError: away" in " ".join(ended.reasons)
+    assert "What serves now could not be read: LedgerError" in " ".join(ended.reasons)
+
+
+def test_a_run_that_breaks_off_on_a_damaged_record_has_an_outcome(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report cannot be made of what is there, so it is made of the outcome alone, and says why."""
+    store.put(f"runs/{RUNS[0]}/intake.json", b"not JSON")
+    ended = break_off(store, monkeypatch)
+    assert ended.verdict == "failed"
+    assert "The report has no details: StoreError" in ended.reasons[-1]
+    assert "The report has no details" in store.get(f"runs/{RUNS[0]}/report.html").body.decode()
+
+
+def break_off(store: Store, monkeypatch: pytest.MonkeyPatch, verdict: Verdict = "failed") -> Outcome:
+    """End a run that broke off, its steps called as functions; what is stored is what was returned."""
     from flows import retrain as flow
     from flows.context import ThisRun
 
+    monkeypatch.setattr(flow, "get_run_logger", lambda: logging.getLogger("test"))
     monkeypatch.setattr(flow.steps, "stands", flow.steps.stands.fn)
-    monkeypatch.setattr(flow.steps, "conclude", lambda _, ended: night.conclude(store, ended)[0])
-    let_serve(store, versions[0], RUNS[0] if promoted else RUNS[1])
+    monkeypatch.setattr(flow.steps, "conclude", lambda _, ended, **how: night.conclude(store, ended, **how)[0])
     monkeypatch.setenv("RATCHET_STORE", store.url)
     run = flow.Night(store.url, ThisRun(RUNS[0], "w"), "reason")
+    run.learn(verdict=verdict)
     ended = flow._break_off(run, "StoreError: away")
-    assert ended.verdict == ("promoted" if promoted else "failed")
-    assert ended.production_after == versions[0]
-    assert any("StoreError: away" in reason for reason in ended.reasons)
-    stored = Run(store, RUNS[0]).outcome
-    assert stored == ended
+    assert Run(store, RUNS[0]).outcome == ended
+    return ended
 
 
 def test_a_candidate_that_a_person_rolled_back_is_vetoed_by_the_decision(store: Store, versions: list[str]) -> None:

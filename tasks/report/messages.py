@@ -160,6 +160,8 @@ def _finish(title: str, text: _Text, outcome: Outcome, run_url: str | None) -> M
 
 def production_line(outcome: Outcome) -> str:
     """What serves after a run, beside what served before it."""
+    if not outcome.production_known:
+        return "What serves now is not known: the record of it could not be read."
     compared = outcome.production.version if outcome.production else None
     before = outcome.production_before or compared or "the base model"
     after = outcome.production_after or "the base model"

@@ -43,6 +43,8 @@ _HEADLINES: Final = {
 def _headline(outcome: Outcome) -> str:
     """The verdict in one sentence. That production stays is said only where it did."""
     text = _HEADLINES[outcome.verdict]
+    if not outcome.production_known:
+        return text.replace("production stays", "what serves could not be read")
     if outcome.verdict == "promoted" or outcome.production_before == outcome.production_after:
         return text
     return text.replace("production stays", "production changed while it ran")
@@ -201,6 +203,7 @@ def _render(template: str, context: dict[str, Any]) -> str:
 
 
 def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
+    unnamed = "the base model" if outcome.production_known else "not known"
     return {
         "outcome": outcome,
         "reasons": outcome.reasons[:_REASONS],
@@ -213,8 +216,8 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "material": material,
         "moved": vars(material.moved),
         "candidate": (outcome.candidate and outcome.candidate.version) or "none",
-        "before": outcome.production_before or "the base model",
-        "after": outcome.production_after or "the base model",
+        "before": outcome.production_before or unnamed,
+        "after": outcome.production_after or unnamed,
     }
 
 

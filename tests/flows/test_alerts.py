@@ -29,7 +29,7 @@ from flows.watch_production import watch_production
 from tasks import alerts, intake, registry
 from tasks.config import Delta, Model, Outcome, Watch
 from tasks.report import Evidence, Fallen, messages
-from tasks.runs import Run
+from tasks.runs import Run, run_id
 from tasks.scoring import serving
 from tasks.storage import Store
 from tests import tiny_models
@@ -297,7 +297,8 @@ def test_drift_and_standstill_are_told_once(hook: Receiver, night_store: Store, 
     scores = {"recall_at_10": 1.0, "mrr": 1.0}
     registry.promote(night_store, version, None, run_id=run, who="test", reason="test", scores=scores)
     before = night_store.get("production.json").body
-    held = Outcome(run_id="29991231T235959Z-00000000", verdict="held", reasons=[], commit=1)
+    # the night after: one that is named after the future is not counted
+    held = Outcome(run_id=run_id(datetime.now(UTC), "00000000"), verdict="held", reasons=[], commit=1)
     Run(night_store, held.run_id).put_outcome(held)
 
     rule = Watch(min_queries=10, max_nights=1)

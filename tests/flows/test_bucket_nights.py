@@ -61,10 +61,15 @@ def test_an_outcome_names_what_was_refused_and_what_could_not_be_read(night_stor
     assert "Ignored as side files: pairs/_SUCCESS." in said
 
     night_store.delete(["pairs/junk.csv"])
-    wanted = erasure.select(night_store, query="b 3?")
-    erasure.carry_out(night_store, wanted, erasure.find(night_store, wanted))
     second = _night(night_store)
     assert second.refused == []
     assert "junk.csv" not in "\n".join(second.reasons)
-    assert second.counts["accepted"] == 19
     assert [(unread.nights, unread.since) for unread in second.pending] == [(2, first.run_id)]
+
+    wanted = erasure.select(night_store, query="b 3?")
+    with pytest.raises(erasure.StubbornError, match=r"pairs/locked\.jsonl"):  # it may hold the text as well
+        erasure.carry_out(night_store, wanted, erasure.find(night_store, wanted))
+    night_store.delete(["pairs/locked.jsonl"])
+    erasure.carry_out(night_store, wanted, erasure.find(night_store, wanted))
+    third = _night(night_store)
+    assert (third.verdict, third.counts["accepted"], third.pending) == ("skipped", 19, [])
