@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -129,7 +130,8 @@ class Progress(AbstractContextManager["Progress"]):
     def _tell(self, percent: float, how_far: str) -> None:
         """Send it, unless the last one is still on its way: then the next one will do."""
         if self._artifact is not None and (self._telling is None or self._telling.done()):
-            self._telling = self._teller.submit(self._send, percent, how_far)
+            # with the run's context: the thread must find the server that the run reports to
+            self._telling = self._teller.submit(copy_context().run, self._send, percent, how_far)
 
     def _send(self, percent: float, how_far: str) -> None:
         with suppress(httpx.HTTPError):

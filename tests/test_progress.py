@@ -6,6 +6,7 @@ import itertools
 import logging
 
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from tasks import steps
 
@@ -42,3 +43,14 @@ def test_a_step_without_an_end_in_sight_says_nothing(caplog: pytest.LogCaptureFi
         for _ in range(7):
             progress(0, 0)
     assert caplog.messages == []
+
+
+@pytest.mark.usefixtures("clock")
+def test_progress_is_sent_to_the_server_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a thread of its own, which must not turn to another server, or start one."""
+    servers: list[str | None] = []
+    monkeypatch.setattr(steps, "create_progress_artifact", lambda *_, **__: "artifact")
+    monkeypatch.setattr(steps, "update_progress_artifact", lambda *_, **__: servers.append(PREFECT_API_URL.value()))
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}), steps.Progress("a", "A") as progress:
+        progress(1, 2)
+    assert servers == ["http://127.0.0.1:9/api"] * 2
