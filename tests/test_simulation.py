@@ -12,7 +12,7 @@ SEEDS = 200
 
 
 def test_500_schedules_keep_every_promise() -> None:
-    """Uploads, nights, rollbacks, releases, erasures and retention, with crashes, lost replies and refusals."""
+    """Uploads, nights, watches, rollbacks, releases, erasures, retention, with crashes, lost replies and refusals."""
     changes = failures = 0
     for seed in range(500):
         world = simulate(seed)

@@ -29,12 +29,13 @@ from tasks.registry import Change, RegistryError
 from tasks.runs import Run
 from tasks.splits import SplitError
 from tasks.storage import Store, StoreError
+from tasks.watch import fresh
 from tests.models import DESCRIPTION, model_folder
 from tests.report_cases import material
 from tests.simulation.actors import Crash, Crowd, Process
 from tests.simulation.server import Client, Server, Stored
 
-LIMITS = Limits(max_removed_share=1.0, full_listing_below=3, full_listing_commits=2)
+LIMITS = Limits(max_removed_share=1.0, full_listing_below=2, full_listing_commits=4)
 _TROUBLE = (StoreError, RegistryError, LogError, SplitError, erasure.StubbornError, erasure.NothingToForgetError)
 _LEDGER = "promotions/"
 _ATTEMPTS = 4
@@ -102,7 +103,8 @@ class World:
         """Who acts besides the nights."""
         if self.focus == "retention":
             return [self._retirer, self._retirer, self._person]
-        acts = [act for act in (self._person, self._retirer, self._eraser) if self.random.random() < 0.7]
+        others = (self._person, self._retirer, self._eraser, self._watch)
+        acts = [act for act in others if self.random.random() < 0.7]
         return [lambda: self._uploads(self.random.randrange(6)), *acts]
 
     def _store(self, process: Process) -> Store:
@@ -176,8 +178,7 @@ class World:
         """One attempt of a night: the real steps, but for training and scoring."""
         run = Run(store, run_id)
         begun = night.begin(store, run_id, None, self._announce)
-        known = commit_log.load(store).objects if run.find(runs.TAKEN) is None else {}
-        before = {key: self.server.objects[key] for key, live in known.items() if self._is_there(key, live.etag)}
+        before = self._known(store) if run.find(runs.TAKEN) is None else {}
         taken = night.take_in(store, run_id, begun.last_commit, LIMITS)
         self._check_rows(store, taken.commit, before)
         candidate = run.find(runs.CANDIDATE)
@@ -276,6 +277,23 @@ class World:
                 self.erased.add(text)
 
         self._insist(forget)
+
+    def _watch(self) -> None:
+        """Takes in what is new as the hourly watch does: unlike a night, from recent partitions alone where it can."""
+
+        def take_in(store: Store) -> None:
+            before = self._known(store)
+            self._check_rows(store, fresh.take_in(store, "the watch", LIMITS), before)
+
+        for _ in range(self.random.choice((2, 4, 6))):
+            for _ in range(self.random.randrange(20)):
+                self.crowd.turn()
+            self._insist(take_in)
+
+    def _known(self, store: Store) -> dict[str, Stored]:
+        """Objects that the log holds as they are now."""
+        known = commit_log.load(store).objects
+        return {key: self.server.objects[key] for key, live in known.items() if self._is_there(key, live.etag)}
 
     def _time(self) -> None:
         """Days pass, but not within what takes less than a day."""
