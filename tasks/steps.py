@@ -112,7 +112,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._telling: Future[None] | None = None
         self._logger = get_run_logger()
-        self._began = self._told = self._logged = time.monotonic()
+        self._first: tuple[float, int] | None = None  # when the first report came, and what was done by then
+        self._told = self._logged = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` is done; the UI is told every two seconds at most."""
@@ -122,9 +123,11 @@ class Progress(AbstractContextManager["Progress"]):
         if total and now - self._told >= 2.0:
             self._told = now
             self._tell(100.0 * done / total, f"{self._what}: {done:,} of {total:,}")
-        if self._bar.disable and done and now - self._logged >= _LINE_SECONDS:
+        # from the first report on: models are loaded before it, and a training goes on from its checkpoint
+        began, before = self._first = self._first or (now, done)
+        if self._bar.disable and done > before and now - self._logged >= _LINE_SECONDS:
             self._logged = now
-            left = (now - self._began) * (total - done) / done
+            left = (now - began) * (total - done) / (done - before)
             self._logger.info("%s: %s of %s, about %s left", self._what, f"{done:,}", f"{total:,}", _duration(left))
 
     def _tell(self, percent: float, how_far: str) -> None:

@@ -36,6 +36,16 @@ def test_without_a_terminal_a_line_every_half_minute_says_how_far_and_how_long(
 
 
 @pytest.mark.usefixtures("clock")
+def test_what_was_done_before_the_first_report_says_nothing_of_the_speed(caplog: pytest.LogCaptureFixture) -> None:
+    """A training that goes on from step 90: ten seconds a step, not ninety steps in the first ten seconds."""
+    caplog.set_level(logging.INFO, "night")
+    with steps.Progress("training", "Training steps") as progress:
+        for done in range(90, 94):
+            progress(done, 100)
+    assert caplog.messages == ["Training steps: 92 of 100, about 80 s left"]
+
+
+@pytest.mark.usefixtures("clock")
 def test_a_step_without_an_end_in_sight_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
     """Nothing done yet, or nothing to do: no line, and no division by zero."""
     caplog.set_level(logging.INFO, "night")
