@@ -225,7 +225,7 @@ class _Pair:
 
     def slice(self, name: str) -> _Pair | None:
         """The queries of a slice; None where there is no such slice."""
-        return self.take(self.slices[name]) if name in self.slices else None
+        return replace(self, slices={}).take(self.slices[name]) if name in self.slices else None
 
     @property
     def queries(self) -> int:

@@ -278,8 +278,8 @@ FAULTS: dict[str, tuple[str, str]] = {
         "found = new.interval(name, gate)\n        if found.value < 0:",
     ),
     "the unseen slice is inverted": (
-        "return self.take(self.slices[name]) if name in self.slices else None",
-        "return self.take(self.slices[name] ^ (name == NEW_DOCUMENTS)) if name in self.slices else None",
+        "take(self.slices[name]) if name",
+        "take(self.slices[name] ^ (name == NEW_DOCUMENTS)) if name",
     ),
     "a few new documents are judged": ("not new.queries >= NEW_DOCUMENT_QUERIES", "not new.queries >= 1"),
     "one more new document is asked for": (

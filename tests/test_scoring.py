@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tasks.dataset import EvaluationSet
 from tasks.encoding import Progress, Role
-from tasks.scoring import Exposure, new_documents, per_query_table, read_side, score_side
+from tasks.scoring import Exposure, Sample, SideScores, new_documents, per_query_table, read_side, score_side
 from tasks.scoring.movers import by_similarity
 
 DOCUMENTS = ["north", "east", "north-east", "up"]
@@ -128,3 +128,17 @@ def test_a_vacuous_test_set_has_no_scores() -> None:
     empty = EvaluationSet([], [], [], np.zeros(0, dtype=bool), 0)
     with pytest.raises(ValueError, match="empty"):
         score_side(empty, DOCUMENTS, ByHand())
+
+
+def test_slices_of_their_own_for_20_000_queries_stay_small() -> None:
+    """A column of ids: the masks would be 400 MB. What is large enough to be judged is kept, wherever it stands."""
+    count, large = 20_000, 40
+    names = [f"only {number}" for number in range(count - large)] + ["large"] * large
+    test = EvaluationSet(
+        [f"q{number}" for number in range(count)], [np.array([0])] * count, names, np.zeros(count, bool), 0
+    )
+    side = SideScores({"mrr": np.ones(count)}, {3: {"mrr": 1.0}}, Sample([], np.empty((0, 3)), [], np.empty((0, 3))))
+    table = per_query_table(test, {"candidate": side, "production": side})
+    slices = read_side(table, "candidate", "fingerprint").slices
+    assert sum(mask.nbytes for mask in slices.values()) < 25_000_000
+    assert int(slices["slice large"].sum()) == large

@@ -29,6 +29,12 @@ RETURNED: Final = 3
 _CUT: Final = 200
 """Characters of a text that is kept to be shown."""
 
+_MOST_SLICES: Final = 1_000
+"""Slices that are kept of a column with more of them ..."""
+
+_LARGE_SLICE: Final = 30
+"""... besides all with this many queries, which the gate judges by default."""
+
 
 @dataclass(frozen=True)
 class SideScores:
@@ -158,6 +164,16 @@ def read_side(per_query: bytes, side: str, model: str) -> Scores:
     )
 
 
+def _largest(codes: NDArray[np.int32], distinct: int) -> list[int]:
+    """The codes that a mask is made for: those of many queries, and of the others the most frequent.
+
+    A column that names nearly every query (an id taken for a slice) would cost queries x slices bytes.
+    """
+    counts = np.bincount(codes[codes >= 0], minlength=distinct)
+    frequent = np.argsort(-counts, kind="stable")[:_MOST_SLICES]
+    return sorted({*frequent.tolist(), *np.flatnonzero(counts >= _LARGE_SLICE).tolist()})
+
+
 def _column(table: pa.Table, name: str) -> NDArray[Any] | None:
     """A column as an array; None where the table has none, as those of earlier releases."""
     return table[name].to_numpy() if name in table.column_names else None
@@ -169,8 +185,8 @@ def _slices(table: pa.Table) -> dict[str, NDArray[np.bool_]]:
     for column in ("slice", "source"):
         if column in table.column_names:
             named = table[column].combine_chunks().dictionary_encode()
-            codes = named.indices.fill_null(-1).to_numpy()
-            slices |= {f"{column} {name}": codes == code for code, name in enumerate(named.dictionary.to_pylist())}
+            codes, names = named.indices.fill_null(-1).to_numpy(), named.dictionary.to_pylist()
+            slices |= {f"{column} {names[code]}": codes == code for code in _largest(codes, len(names))}
     golden, new = _column(table, "golden"), _column(table, "new_document")
     if golden is not None and golden.any():
         slices[GOLDEN] = golden
