@@ -12,9 +12,11 @@ from pyarrow import BufferReader
 from tasks import night, registry, runs
 from tasks.config import Checks, Gate, Training
 from tasks.runs import Run
+from tasks.splits import SPLIT_KEY
 from tasks.storage import Store
 from tests import tiny_models
 
+SPLIT = b'{"rule": 1, "salt": "queries of every kind on both sides", "dev": 0.05, "test": 0.3}'
 FIRST, SECOND = "20261101T033000Z-00000000", "20261102T033000Z-00000000"
 
 
@@ -31,7 +33,7 @@ def _pairs(first: int, count: int) -> bytes:
 
 
 def _night(store: Store, run_id: str, base: Path, work: Path) -> night.Judged:
-    training = Training(base_model=str(base), max_length=16, matryoshka_dims=(), learning_rate=1e-3)
+    training = Training(base_model=str(base), max_length=16, matryoshka_dims=(), learning_rate=1e-2)
     begun = night.begin(store, run_id)
     commit = night.take_in(store, run_id, begun.last_commit).commit
     checks = Checks(max_leaked_share=1)
@@ -50,6 +52,7 @@ def _columns(store: Store, run_id: str) -> dict[str, list[object]]:
 def test_what_training_saw_reaches_the_verdict(store: Store, tmp_path: Path) -> None:
     """Documents that production alone was trained on are not new; near duplicates are marked; people get work."""
     base = tiny_models.save(tmp_path)
+    store.put(SPLIT_KEY, SPLIT)
     store.put("pairs/a.jsonl", _pairs(0, 40))
     _night(store, FIRST, base, tmp_path)
     first = _columns(store, FIRST)
