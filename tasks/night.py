@@ -341,8 +341,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
         exposure = _exposure(store, data, production)
         table = scoring.per_query_table(data.test, {side: sides[side] for side in _JUDGED}, exposure)
         run.put(runs.PER_QUERY, table)
-        judged = [_cached(store, encoders[side], work) for side in _JUDGED]
-        run.put(runs.TO_JUDGE, to_judge(data.test, data.documents, judged, gate.seed))
+        judged = {side: _cached(store, encoders[side], work) for side in _JUDGED}
+        run.put(runs.TO_JUDGE, to_judge(data.test, data.documents, list(judged.values()), gate.seed))
         records = {
             side: SideScored(
                 version=versions[side],
@@ -354,7 +354,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             )
             for side, result in sides.items()
         }
-        moved = _moved(table, data, {side: _cached(store, encoders[side], work) for side in _JUDGED})
+        moved = _moved(table, data, judged)
         encoding.put_aside(models.values())  # the serving check's fresh process loads two models of its own
         problems = serving.check_serving(
             store,
