@@ -19,6 +19,9 @@ MODEL_FILES: Final = frozenset(
 DECISIVE: Final = ("recall_at_10", "mrr")
 """The metrics that decide a promotion, and that the watch of production follows."""
 
+Index = Literal["stays", "moves"]
+"""What becomes of an index of documents when another model serves: their vectors are the same, or others."""
+
 Verdict = Literal["promoted", "held", "regressed", "blocked", "skipped", "failed"]
 
 METRIC_LABELS: Final = {"recall_at_10": "Recall@10", "mrr": "MRR", "ndcg_at_10": "NDCG@10", "map": "MAP"}
@@ -141,6 +144,13 @@ class Training(Parameters):
         False,
         21,
         "Compute activations again instead of keeping them: a larger model fits, a step takes a third longer.",
+    )
+
+    side: Literal["both", "query"] = _field(
+        "both",
+        22,
+        "both: queries and documents; every document has to be encoded again. query: the query encoder alone, against "
+        "the cached vectors of what serves, so that an index stays as it is.",
     )
 
     @field_validator("matryoshka_dims")
@@ -389,6 +399,8 @@ class Outcome(BaseModel):
     deltas: dict[str, Delta] = Field(default_factory=dict)
     production_before: str | None = None
     production_after: str | None = None
+    index: Index | None = None
+    """Whether an index of documents stays as it is, or has to be built anew; null where nothing was promoted."""
     production_known: bool = True
     """False where a run that broke off could not read what serves: then `production_after` says nothing."""
     guidance: str = ""

@@ -123,8 +123,11 @@ def test_the_first_promotion_says_all_that_a_search_index_must_know(store: Store
             "similarity": "cosine",
             "requires": {},
             "matryoshka_dims": [128, 32],
+            "documents": None,
             "rebuild_index": True,
+            "index": "moves",
         },
+        "index": "moves",
     }
     assert store.get(LEDGER_1).body == store.get("production.json").body
 

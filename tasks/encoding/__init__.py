@@ -17,7 +17,7 @@ from tasks.encoding.encoder import (
     encode,
 )
 from tasks.encoding.folder import ModelError, check_folder
-from tasks.encoding.identity import fingerprint, weights_hash
+from tasks.encoding.identity import document_identity, fingerprint, weights_hash
 from tasks.encoding.model import LEAST_VERSIONS, Served, load, resolve_model, served, transformers_of
 from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
 from tasks.encoding.tokens import Padding, Role, Tokens, padding, prompt_for, tokenise
@@ -46,6 +46,7 @@ __all__ = [
     "by_budget",
     "check_folder",
     "choose_path",
+    "document_identity",
     "encode",
     "fastest",
     "fingerprint",

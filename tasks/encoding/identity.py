@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from tasks.config import MODEL_FILES
-from tasks.encoding.folder import ModelError, read_files, read_json
+from tasks.encoding.folder import ModelError, json_object, read_files, read_json
+from tasks.encoding.routes import SENTENCE_SETTINGS, pipeline
 
 _NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.json", "training_args.json"}
 """JSON that may lie in a model's folder and changes no vector."""
@@ -38,6 +40,34 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()
 
 
+def document_identity(folder: Path) -> str:
+    """SHA-256 (hex) of everything in a model's folder that changes the vector of a document.
+
+    Of a router only the modules that documents go through: a model that was trained on the query side alone has the
+    identity of the model whose documents it was trained against, and an index of one serves the other. Tensors count
+    wherever they lie, then each module's class and settings (tokenizer and limit of length among them), the prompt
+    for documents, and the similarity. A folder whose modules cannot be followed has an identity that changes
+    with everything in it.
+    """
+    try:
+        parts = pipeline(folder, "document")
+    except ModelError:
+        return hashlib.sha256(f"whole {fingerprint(folder)}".encode()).hexdigest()
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(json.dumps([part.name]).encode())
+        files = part.files()
+        _update_by_tensors(digest, part.folder, [path for path in files if path.suffix == ".safetensors"])
+        for path in files:
+            if path.suffix in _SETTINGS:
+                digest.update(f"\n{path.relative_to(part.folder).as_posix()}\n".encode())
+                digest.update(hashlib.sha256(_canonical(path)).digest())
+    settings = json_object(folder / SENTENCE_SETTINGS)
+    prompt = (settings.get("prompts") or {}).get("document") or ""
+    digest.update(json.dumps([prompt, settings.get("similarity_fn_name") or "cosine"]).encode())
+    return digest.hexdigest()
+
+
 def _canonical(path: Path) -> bytes:
     """A file's meaning: JSON without layout, order of keys, and what only describes; text as it is."""
     if path.suffix != ".json":
@@ -54,7 +84,12 @@ def weights_hash(folder: Path) -> str:
     Two models with one weights hash are the same model to a reader of their vectors, unless settings differ.
     """
     digest = hashlib.sha256()
-    weights = [path for path in read_files(folder) if path.suffix == ".safetensors"]
+    _update_by_tensors(digest, folder, [path for path in read_files(folder) if path.suffix == ".safetensors"])
+    return digest.hexdigest()
+
+
+def _update_by_tensors(digest: Any, folder: Path, weights: Sequence[Path]) -> None:
+    """Add the tensors of weight files below a folder to a hash, by folder and name."""
     tensors = sorted((path.parent, name, path) for path in weights for name in _header(path)[0])
     for parent, name, path in tensors:
         header, start = _header(path)
@@ -64,7 +99,6 @@ def weights_hash(folder: Path) -> str:
         digest.update(json.dumps(label).encode())
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
             digest.update(memoryview(body)[start + first : start + last])
-    return digest.hexdigest()
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:

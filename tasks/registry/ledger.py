@@ -19,10 +19,11 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, date, datetime
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
+from tasks.config import Index
 from tasks.registry.versions import Description, RegistryError, Sha256, VersionName
 from tasks.storage import Blob, Store
 
@@ -41,6 +42,21 @@ class Fingerprint(Description):
 
     weights: Sha256
     rebuild_index: bool = Field(description="Whether an index built with the previous version must be rebuilt.")
+    index: Index = Field(description="The same in a word: stays, or moves.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, found: Any) -> Any:
+        """Pointers that were written before there was a word for it."""
+        if isinstance(found, dict) and "index" not in found and "rebuild_index" in found:
+            return {**found, "index": "moves" if found["rebuild_index"] else "stays"}
+        return found
+
+    @model_validator(mode="after")
+    def _once(self) -> Self:
+        if self.rebuild_index != (self.index == "moves"):
+            raise ValueError("index and rebuild_index contradict each other")
+        return self
 
 
 class Change(BaseModel):
@@ -58,9 +74,21 @@ class Change(BaseModel):
     reason: str = Field(min_length=1)
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     fingerprint: Fingerprint | None = Field(description="Null when the base model serves.")
+    index: Index = Field(default="moves", description="Whether the vectors of documents stay as they were.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_earlier_releases(cls, found: Any) -> Any:
+        """Entries that say it only in the fingerprint."""
+        if isinstance(found, dict) and "index" not in found and isinstance(found.get("fingerprint"), dict):
+            inner = found["fingerprint"]
+            return {**found, "index": inner.get("index", "moves" if inner.get("rebuild_index", True) else "stays")}
+        return found
 
     @model_validator(mode="after")
     def _described(self) -> Self:
+        if self.fingerprint is not None and self.fingerprint.index != self.index:
+            raise ValueError("the change and its fingerprint say different things of the index")
         if (self.version is None) != (self.fingerprint is None):
             raise ValueError("a version and its fingerprint belong together")
         if self.version is None and self.action == "promotion":
@@ -75,7 +103,7 @@ class Change(BaseModel):
     @property
     def rebuild_index(self) -> bool:
         """Whether an index built for what served before must be rebuilt."""
-        return self.fingerprint is None or self.fingerprint.rebuild_index
+        return self.index == "moves"
 
     def body(self) -> bytes:
         """The bytes of pointer and ledger entry."""

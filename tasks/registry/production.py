@@ -15,6 +15,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
+from tasks.config import Index
 from tasks.registry.clock import store_time
 from tasks.registry.holds import find_held
 from tasks.registry.ledger import (
@@ -70,9 +71,10 @@ class _Wish:
     reason: str
     scores: Mapping[str, float]
     announce: Announce
+    base_documents: str | None = None
 
 
-def promote(
+def promote(  # noqa: PLR0913 # what the ledger says of a change, and what it follows
     store: Store,
     version: str,
     expected_etag: str | None,
@@ -82,11 +84,15 @@ def promote(
     reason: str,
     scores: Mapping[str, float],
     announce: Announce = silently,
+    base_documents: str | None = None,
 ) -> Change:
     """Let a published version serve, in the place of exactly the production that was scored.
 
     `expected_etag` is the ETag of the production that the candidate was compared with, None when there was
-    none. `announce` is called once the change has happened, before it is copied to the ledger. Called again by the
+    none. `base_documents` is the document identity of the base model: an index that was built with it stays where the
+    version has the same and no other version serves.
+
+    `announce` is called once the change has happened, before it is copied to the ledger. Called again by the
     same run, after a crash or a lost reply, it returns the change that it made.
 
     Raises ProductionChangedError when production is another by now, RefusedError when the version serves already,
@@ -102,7 +108,7 @@ def promote(
         return made
     if current is not None and current.version == version:
         raise RefusedError(f"version {version} serves already")
-    return _move(store, current, _Wish(version, "promotion", run_id, who, reason, scores, announce))
+    return _move(store, current, _Wish(version, "promotion", run_id, who, reason, scores, announce, base_documents))
 
 
 def _made(store: Store, run_id: str, action: Action, version: str | None) -> Change | None:
@@ -204,6 +210,7 @@ def _change(store: Store, current: Production | None, wish: _Wish) -> Change:
             raise RefusedError(str(holds))
     now = store_time(store)  # clocks of machines differ, and may be far off
     at = max(now, current.at) if current and current.at - now <= _SKEW else now
+    index: Index = "stays" if _same_documents(store, manifest, current, wish.base_documents) else "moves"
     try:
         return Change(
             version=wish.version,
@@ -215,26 +222,37 @@ def _change(store: Store, current: Production | None, wish: _Wish) -> Change:
             who=wish.who,
             reason=wish.reason,
             scores=dict(wish.scores),
-            fingerprint=None if manifest is None else _fingerprint(store, manifest, current),
+            fingerprint=None if manifest is None else _fingerprint(manifest, index),
+            index=index,
         )
     except ValidationError as error:
         raise RefusedError(f"the {wish.action} cannot be recorded: {error}") from error
 
 
-def _fingerprint(store: Store, manifest: Manifest, current: Production | None) -> Fingerprint:
+def _fingerprint(manifest: Manifest, index: Index) -> Fingerprint:
     return Fingerprint(
-        **dict(manifest.description), weights=manifest.weights, rebuild_index=_must_rebuild(store, manifest, current)
+        **dict(manifest.description), weights=manifest.weights, rebuild_index=index == "moves", index=index
     )
 
 
-def _must_rebuild(store: Store, manifest: Manifest, current: Production | None) -> bool:
-    """An index survives only when it is certain that both versions give the same vectors."""
-    if current is None or current.version is None:
-        return True
+def _same_documents(
+    store: Store, manifest: Manifest | None, current: Production | None, base_documents: str | None
+) -> bool:
+    """Whether it is certain that a version (None: the base model) gives documents the vectors that `current` gives.
+
+    Of the base model the ledger knows only what was said when it was left: that an index stayed.
+    """
+    if manifest is None:
+        return current is not None and current.previous is None and current.index == "stays"
+    documents = manifest.description.documents
+    if current is None or current.version is None or current.fingerprint is None:
+        return documents is not None and documents == base_documents
+    if documents is not None and current.fingerprint.documents is not None:
+        return documents == current.fingerprint.documents
     try:
-        return not manifest.same_vectors(read_manifest(store, current.version))
+        return manifest.same_vectors(read_manifest(store, current.version))
     except VersionError:
-        return True  # a rollback away from a damaged version must not fail on that damage
+        return False  # a rollback away from a damaged version must not fail on that damage
 
 
 def pull_production(store: Store | str, folder: Path | str) -> Path:

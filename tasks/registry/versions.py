@@ -63,6 +63,9 @@ class Description(_Record):
     similarity: Literal["cosine", "dot", "euclidean", "manhattan"] = "cosine"
     requires: dict[str, str] = Field(default_factory=dict, description="Least versions of the libraries that load it.")
     matryoshka_dims: tuple[int, ...] = ()
+    documents: Sha256 | None = Field(
+        default=None, description="Identity of all that changes the vector of a document; null in earlier releases."
+    )
 
     @field_validator("matryoshka_dims")
     @classmethod

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding import FP32, PLAIN, NumericPath, encode, load, out_of_memory, served
+from tasks.encoding import FP32, PLAIN, NumericPath, document_identity, encode, load, out_of_memory, served
 from tasks.registry import Description, VersionError, pull, read_manifest
 from tasks.storage import Store
 
@@ -89,11 +89,12 @@ def describe(folder: Path, matryoshka_dims: Sequence[int] = ()) -> Description:
 
     `matryoshka_dims` are the shorter dimensions that it was trained for: no file of the model says so.
     """
-    return _describe(load(folder, "cpu"), matryoshka_dims)
+    return _describe(folder, load(folder, "cpu"), matryoshka_dims)
 
 
-def _describe(model: SentenceTransformer, matryoshka_dims: Sequence[int]) -> Description:
-    return Description(**served(model).described(), matryoshka_dims=tuple(matryoshka_dims))
+def _describe(folder: Path, model: SentenceTransformer, matryoshka_dims: Sequence[int]) -> Description:
+    facts = served(model).described()
+    return Description(**facts, matryoshka_dims=tuple(matryoshka_dims), documents=document_identity(folder))
 
 
 def check_serving(
@@ -201,7 +202,8 @@ def _judge(folder: Path, sample: Sample, declared: Description, max_slowdown: fl
     reply = json.loads((folder / "reply.json").read_text())
     reasons: list[str] = []
     found = Description.model_validate(reply["description"])
-    for field in sorted(Description.model_fields.keys() - {"requires"}):  # what loads it is seen by loading it
+    unsaid = {"requires", *(["documents"] if declared.documents is None else [])}  # what loads it is seen by loading it
+    for field in sorted(Description.model_fields.keys() - unsaid):
         said, is_ = getattr(declared, field), getattr(found, field)
         if said != is_:
             reasons.append(f"the manifest says {field} {said!r}, the stored model has {is_!r}")
@@ -256,7 +258,7 @@ def serve(folder: Path) -> None:
             encode(model, texts, "document", path=path)
             if round_:  # the first one warms up
                 seconds[name].append(clock() - start)
-    description = _describe(candidate, request["matryoshka_dims"]).model_dump(mode="json")
+    description = _describe(Path(request["candidate"]), candidate, request["matryoshka_dims"]).model_dump(mode="json")
     (folder / "reply.json").write_text(json.dumps({"description": description, "seconds": seconds}))
 
 
