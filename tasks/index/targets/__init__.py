@@ -1,7 +1,9 @@
 """Where an index is served from: one protocol, and what implements it."""
 
+from tasks.index.targets.opening import check_address, open_target
 from tasks.index.targets.protocol import (
     Contents,
+    GoneError,
     Hit,
     Index,
     Live,
@@ -11,5 +13,23 @@ from tasks.index.targets.protocol import (
     TargetError,
     contents_of,
 )
+from tasks.index.targets.verification import MIN_RECALL, VerificationError, Verified, verify
 
-__all__ = ["Contents", "Hit", "Index", "Live", "Rows", "SwitchedError", "Target", "TargetError", "contents_of"]
+__all__ = [
+    "MIN_RECALL",
+    "Contents",
+    "GoneError",
+    "Hit",
+    "Index",
+    "Live",
+    "Rows",
+    "SwitchedError",
+    "Target",
+    "TargetError",
+    "VerificationError",
+    "Verified",
+    "check_address",
+    "contents_of",
+    "open_target",
+    "verify",
+]

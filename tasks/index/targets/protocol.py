@@ -28,6 +28,10 @@ class SwitchedError(TargetError):
     """The target serves another index than the one that the switch was meant to follow; nothing was changed."""
 
 
+class GoneError(TargetError):
+    """The index that was named is not in the target, or not any more."""
+
+
 @dataclass(frozen=True)
 class Index:
     """An index before it serves.
@@ -143,14 +147,14 @@ class Target(Protocol):
     def search(self, name: str, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
         """The k nearest documents of each query vector (shape (n_queries, dimension)), the nearest first.
 
-        `exact` compares with every document; without it the search structure is used.
+        `exact` compares with every document; without it the search structure is used. Raises GoneError.
         """
 
     def switch(self, live: Live, expected: Live | None) -> None:
         """Let an index serve if `expected` still does; at once where `live` serves already.
 
-        The index must be there; an earlier one, or the same one for another model, may be named. Raises
-        SwitchedError when something else serves.
+        An earlier index, or the same one for another model, may be named. Raises SwitchedError when something else
+        serves, and GoneError where the index is not there.
         """
 
     def drop(self, name: str) -> None:
@@ -160,16 +164,43 @@ class Target(Protocol):
         """Give back connections and files."""
 
 
+def follow(live: Live, current: Live | None, expected: Live | None, address: str) -> bool:
+    """Whether a switch has to be made; not where it was made already. Raises SwitchedError unless `expected` serves."""
+    if current == live:
+        return False
+    if current != expected:
+        now = "nothing serves" if current is None else f"index {current.index.name} serves, for model {current.model}"
+        raise SwitchedError(f"{address} was switched by somebody else: now {now}; nothing was changed")
+    return True
+
+
+def check_rows(rows: Rows, dimension: int) -> None:
+    """Raise TargetError unless rows fit into an index: columns of one length, finite float32 vectors."""
+    shape = rows.vectors.shape
+    if shape != (len(rows.ids), dimension):
+        raise TargetError(f"vectors of shape {shape} do not fit: expected ({len(rows.ids)}, {dimension})")
+    if not len(rows.ids) == len(rows.texts) == len(rows.metadata):
+        raise TargetError(f"{len(rows.ids)} ids, {len(rows.texts)} texts and {len(rows.metadata)} metadata differ")
+    if not np.isfinite(rows.vectors).all():
+        raise TargetError("a vector is not finite: it could never be found")
+
+
 def contents_of(ids: Sequence[str], texts: Sequence[str], vectors: np.ndarray) -> Contents:
     """Count and checksum of rows: the sum, modulo 2**64, of a hash of each row.
 
-    A row is hashed with the lengths of its id and text, so that no two rows give the same bytes.
+    A row is hashed with the lengths of its id and text, so that no two rows give the same bytes. U+0000, which
+    PostgreSQL cannot store, counts as U+FFFD, which is stored in its place.
     """
     total = 0
     components = np.ascontiguousarray(vectors, dtype="<f4")
     for identity, text, vector in zip(ids, texts, components, strict=True):
-        parts = identity.encode(), text.encode()
+        parts = storable(identity).encode(), storable(text).encode()
         head = b"".join(len(part).to_bytes(8, "little") + part for part in parts)
         digest = hashlib.blake2b(head + vector.tobytes(), digest_size=8).digest()
         total += int.from_bytes(digest, "little")
     return Contents(len(ids), f"{total % _MODULUS:016x}")
+
+
+def storable(text: str) -> str:
+    """A text as every target can store it."""
+    return text.replace("\0", "\ufffd")

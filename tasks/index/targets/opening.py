@@ -1,0 +1,43 @@
+"""Targets by their address."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from tasks.index.targets import connection
+from tasks.index.targets.lance import LanceTarget
+from tasks.index.targets.postgres import PostgresTarget
+from tasks.index.targets.protocol import Target, TargetError
+
+_LANCE: Final = "lancedb"
+
+
+def check_address(address: str) -> str:
+    """Return an address that `open_target` would understand; nothing is connected to.
+
+    Raises TargetError for another kind of target, or a secret in the address. The message does not repeat it.
+    """
+    scheme, colon, rest = address.partition(":")
+    if colon and scheme in connection.SCHEMES:
+        connection.parse(address)
+    elif not colon or scheme != _LANCE or "://" in rest:
+        raise TargetError("a target is lancedb:FOLDER or postgresql://user@host/database: this address is neither")
+    return address
+
+
+def open_target(address: str | None, *, store: str, work: Path, password: str | None = None) -> Target:
+    """Open the target at an address: `lancedb:FOLDER` or `postgresql://user@host/database#schema.view`.
+
+    Without an address, and for `lancedb:` without a folder, it is a folder for this store (by its address) in `work`,
+    the folder of this machine. `password` is for PostgreSQL; without one libpq looks for it (PGPASSWORD, pgpass).
+
+    Raises TargetError.
+    """
+    address = check_address(address or f"{_LANCE}:")
+    scheme, _, rest = address.partition(":")
+    if scheme != _LANCE:
+        return PostgresTarget(connection.parse(address, password))
+    own = work / "index" / hashlib.sha256(store.encode()).hexdigest()[:16]
+    return LanceTarget(Path(rest).expanduser().absolute() if rest else own)
