@@ -26,18 +26,23 @@ _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 _SECRETS: Final = {"password", "passfile", "sslpassword"}
 
 _REMEDIES: Final = {
-    "28P01": "the password is wrong or missing: set PGPASSWORD or a pgpass file, or the Prefect block of the target",
-    "28000": "the server does not let this user in: look at its pg_hba.conf",
-    "3D000": "create the database, or name another in the address",
     "42501": "grant the right: docs/targets.md lists those that a target needs",
     "53100": "make room on the server's disk and start again: what was loaded is kept",
     "53200": "the server is out of memory: lower its maintenance_work_mem, or give it more",
-    "53300": "the server has no connection left: raise max_connections, or close some",
     "55P03": "a query or a session holds the view: end it, or try again when the load is lower",
     "57014": "the server cancelled the statement: raise its statement_timeout for this user",
     "23505": "ids must be unique among the documents",
 }
 """SQLSTATE -> what to do."""
+
+_AWAY: Final = "is the server running, and the address its own? What serves is as it was"
+_CONNECTING: Final = {
+    "password": "the password is wrong or missing: set PGPASSWORD or a pgpass file, or the Prefect block of the target",
+    "pg_hba.conf": "the server does not let this user in: look at its pg_hba.conf",
+    "does not exist": "create the database and the role, or name others in the address",
+    "too many": "the server has no connection left: raise max_connections, or close some",
+}
+"""What the server says to a new connection, for which libpq hands on no SQLSTATE -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -155,7 +160,7 @@ def said(address: Address, what: str) -> Iterator[None]:
     except psycopg.Error as error:
         remedy = _REMEDIES.get(error.sqlstate or "", "")
         if not remedy and isinstance(error, psycopg.OperationalError):
-            remedy = "is the server running, and the address its own? What serves is as it was"
+            remedy = next((advice for text, advice in _CONNECTING.items() if text in str(error)), _AWAY)
         raise TargetError(f"{address} cannot {what}: {_first(error)}{remedy and f'; {remedy}'}") from error
 
 

@@ -180,10 +180,10 @@ class PostgresTarget:
 
         def ask(connection: Connection[Any]) -> list[list[Hit]]:
             with connection.transaction():
-                connection.execute(
-                    "SELECT set_config('enable_indexscan', %s, true), set_config('hnsw.ef_search', %s, true)",
-                    ("off" if exact else "on", str(min(1_000, max(_EF, 2 * k)))),
-                )
+                connection.execute("SELECT set_config('hnsw.ef_search', %s, true)", (str(min(1_000, max(_EF, 2 * k))),))
+                if exact:
+                    connection.execute("SET LOCAL enable_indexscan = off")
+                    connection.execute("SET LOCAL enable_seqscan = on")
                 return [
                     [Hit(*row) for row in connection.execute(statement, {"query": vector, "k": k})]
                     for vector in np.asarray(vectors, np.float32)

@@ -1,0 +1,702 @@
+"""Targets of an index: LanceDB in a folder, pgvector in a real PostgreSQL server."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psycopg
+import pytest
+from psycopg import sql
+
+from tasks.index.client import Searcher
+from tasks.index.targets import (
+    Contents,
+    GoneError,
+    Index,
+    Live,
+    Rows,
+    SwitchedError,
+    Target,
+    TargetError,
+    VerificationError,
+    check_address,
+    connection,
+    contents_of,
+    open_target,
+    verify,
+)
+from tests import postgres
+
+DOCUMENTS = 120
+PROMOTIONS = 10
+CLIENTS = 3
+MOST_QUERIES = 20_000
+SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """A PostgreSQL server with pgvector; `prefect` owns the database, and may not create extensions."""
+
+    running: postgres.Postgres
+    views: Iterator[int] = field(default_factory=itertools.count)
+
+    @property
+    def url(self) -> str:
+        """The address of the database, without a password."""
+        return f"postgresql://prefect@127.0.0.1:{self.running.port}/prefect"
+
+    def database(self, name: str) -> str:
+        """The address of another database."""
+        return f"{self.url.rpartition('/')[0]}/{name}"
+
+    @property
+    def superuser(self) -> psycopg.Connection[Any]:
+        """A connection that may do everything."""
+        return psycopg.connect(
+            self.url.replace("prefect@", "postgres@"), password=self.running.password, autocommit=True
+        )
+
+    def address(self) -> str:
+        """A view of its own for one test."""
+        return f"{self.url}#ratchet.v{next(self.views)}"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    """One server for all tests of this module; the password is in the environment."""
+    with postgres.running(postgres.with_pgvector()) as running, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PGPASSWORD", running.password)
+        found = Server(running)
+        with found.superuser as admin:
+            admin.execute("CREATE EXTENSION vector")
+        yield found
+
+
+Opening = Callable[[], Target]
+
+
+@pytest.fixture(params=["lancedb", "pgvector"])
+def opening(request: pytest.FixtureRequest, tmp_path: Path) -> Opening:
+    """Opens one and the same target as often as it is called."""
+    address = "lancedb:" if request.param == "lancedb" else request.getfixturevalue("server").address()
+    return lambda: open_target(address, store="s3://bucket", work=tmp_path)
+
+
+# --- models that can be told apart ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rotated:
+    """A made-up model: each text has a direction, which each model turns its own way, in its own dimension.
+
+    Under one model a text is its own nearest document, with similarity 1; under two it is as good as any other.
+    """
+
+    number: int
+
+    @property
+    def version(self) -> str:
+        """The name of the version."""
+        return f"{self.number:032x}"
+
+    @property
+    def dimension(self) -> int:
+        """Components of a vector: 48 or 64."""
+        return 48 + 16 * (self.number % 2)
+
+    def __call__(self, texts: Any) -> np.ndarray:
+        """Unit vectors of texts, whose last word is a number."""
+        directions = np.stack([np.random.default_rng(int(text.split()[-1])).normal(size=48) for text in texts])
+        turn = np.random.default_rng(1000 + self.number).normal(size=(self.dimension, self.dimension))
+        turned = directions @ np.linalg.qr(turn)[0][:48]
+        return np.asarray(turned / np.linalg.norm(turned, axis=1, keepdims=True), np.float32)
+
+    @property
+    def index(self) -> Index:
+        """The index of the documents of this model."""
+        return Index(f"i{self.number}", f"documents of {self.number}", self.dimension)
+
+    def rows(self, numbers: range) -> Rows:
+        """Documents with their vectors, by number."""
+        texts = [f"document {number}" for number in numbers]
+        ids = [f"d{number}" for number in numbers]
+        return Rows(ids, texts, [{"number": number} for number in numbers], self(texts))
+
+
+def built(target: Target, model: Rotated) -> Contents:
+    """Fill and build an index of a model in two shards; what it must hold."""
+    target.prepare(model.index)
+    found = contents_of([], [], np.empty((0, model.dimension), np.float32))
+    for shard, numbers in {"a": range(DOCUMENTS // 2), "b": range(DOCUMENTS // 2, DOCUMENTS)}.items():
+        rows = model.rows(numbers)
+        target.load(model.index.name, shard, rows)
+        found += contents_of(rows.ids, rows.texts, rows.vectors)
+    target.build(model.index.name)
+    return found
+
+
+def promoted(target: Target, model: Rotated) -> Live:
+    """Build an index of a model, verify it, and switch to it."""
+    expected = built(target, model)
+    verify(target, model.index, expected, model([f"query {number}" for number in range(10)]))
+    live = Live(model.index, model.version, expected, model.number)
+    target.switch(live, target.live())
+    return live
+
+
+# --- the acceptance: searches while models change -------------------------------------------------------------
+
+
+@dataclass
+class Client:
+    """Asks for documents by their own text until it is told to stop, and notes what is wrong with the answers."""
+
+    ask: Callable[[str], tuple[str, str, float]]
+    seen: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    mixed: list[str] = field(default_factory=list)
+
+    def run(self, stop: threading.Event, answered: threading.Condition) -> None:
+        """Ask until `stop`, at most MOST_QUERIES times; tell of every answer."""
+        for number in itertools.islice(itertools.cycle(range(DOCUMENTS)), MOST_QUERIES):
+            if stop.is_set():
+                return
+            try:
+                model, document, score = self.ask(f"document {number}")
+            except Exception as error:  # noqa: BLE001 - whatever it is, a query failed
+                self.failed.append(repr(error))
+                continue
+            if document != f"d{number}" or score < 0.99:
+                self.mixed.append(f"{model}: {document} for {number}, {score:.3f}")
+            with answered:
+                self.seen.append(model)
+                answered.notify_all()
+
+
+def _through_searcher(opening: Opening) -> Client:
+    searcher = Searcher(opening(), lambda version: Rotated(int(version, 16)))
+
+    def ask(text: str) -> tuple[str, str, float]:
+        answer = searcher.search([text], 3)
+        best = answer.hits[0][0]
+        return answer.live.model, best.id, best.score
+
+    return Client(ask)
+
+
+def _through_view(server: Server, address: str) -> Client:
+    """A search in plain SQL, as docs/targets.md shows it: the model is a condition of the statement that searches."""
+    view = sql.Identifier(*address.rpartition("#")[2].split("."))
+    reader = psycopg.connect(server.url, autocommit=True)
+    serving = sql.SQL("SELECT model FROM {} LIMIT 1").format(view)
+    nearest = sql.SQL(
+        "SELECT id, 1 - (embedding <=> %(query)s::vector) FROM {} WHERE model = %(model)s "
+        "ORDER BY embedding <=> %(query)s::vector LIMIT 3"
+    ).format(view)
+
+    def ask(text: str) -> tuple[str, str, float]:
+        while True:
+            (model,) = reader.execute(serving).fetchone() or ("",)
+            query = str(Rotated(int(model, 16))([text])[0].tolist())
+            best = reader.execute(nearest, {"query": query, "model": model}).fetchone()
+            if best is not None:
+                return str(model), *best
+
+    return Client(ask)
+
+
+def test_ten_promotions_under_load_fail_no_query_and_mix_no_models(
+    opening: Opening, request: pytest.FixtureRequest
+) -> None:
+    """Also where a promotion leaves the index as it is, and where an index from before the last one is deleted."""
+    target = opening()
+    promoted(target, Rotated(0))
+    clients = [_through_searcher(opening) for _ in range(CLIENTS)]
+    if not target.address.startswith("lancedb"):
+        clients.append(_through_view(request.getfixturevalue("server"), target.address))
+    stop, answered = threading.Event(), threading.Condition()
+    threads = [threading.Thread(target=client.run, args=(stop, answered), daemon=True) for client in clients]
+    for thread in threads:
+        thread.start()
+
+    def everybody_saw(version: str) -> bool:
+        return all(version in client.seen or client.failed for client in clients)
+
+    try:
+        for number in range(1, PROMOTIONS + 1):
+            live = promoted(target, Rotated(number))
+            for old in target.served()[2:]:
+                target.drop(old.index.name)
+            with answered:
+                assert answered.wait_for(lambda live=live: everybody_saw(live.model), SECONDS)  # type: ignore[misc]
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(SECONDS)
+
+    assert [client.failed for client in clients] == [[]] * len(clients)
+    assert [client.mixed for client in clients] == [[]] * len(clients)
+    for client in clients:
+        assert list(dict.fromkeys(client.seen)) == [Rotated(number).version for number in range(PROMOTIONS + 1)]
+
+
+def test_a_mixed_query_would_have_been_noticed(opening: Opening) -> None:
+    """The check of the test above can fail: under another model's vectors no text is near itself."""
+    target = opening()
+    promoted(target, Rotated(0))
+    promoted(target, Rotated(2))
+    texts = [f"document {number}" for number in range(20)]
+    found = target.search("i2", Rotated(0)(texts), 1)
+    assert max(hits[0].score for hits in found) < 0.9
+
+
+def test_an_index_that_is_deleted_between_record_and_search_is_asked_for_again(opening: Opening) -> None:
+    """A query whose index is gone when it gets there is encoded again, with what serves then."""
+    target = opening()
+    promoted(target, Rotated(0))
+
+    def load(version: str) -> Rotated:
+        """Takes so long that two promotions happen meanwhile."""
+        if version == Rotated(0).version:
+            promoted(target, Rotated(1))
+            target.drop("i0")
+        return Rotated(int(version, 16))
+
+    answer = Searcher(opening(), load).search(["document 7"], 1)
+    assert (answer.live.model, answer.hits[0][0].id) == (Rotated(1).version, "d7")
+
+
+def test_a_search_before_the_first_index_says_what_to_run(opening: Opening) -> None:
+    """An empty target is told from one that finds nothing."""
+    with pytest.raises(TargetError, match=r"has no index yet: run `ratchet reindex`"):
+        Searcher(opening(), lambda _: Rotated(0)).search(["anything"])
+
+
+# --- building ------------------------------------------------------------------------------------------------
+
+
+def test_a_shard_is_loaded_once_however_often_it_is_sent(opening: Opening) -> None:
+    """What a second run sends again is left as it is."""
+    target, model = opening(), Rotated(3)
+    expected = built(target, model)
+    assert built(opening(), model) == expected == target.contents("i3")
+    assert target.loaded("i3") == {"a", "b"}
+    assert target.indexes() == ["i3"]
+    assert target.live() is None
+
+
+def test_hits_come_back_as_they_were_loaded_whatever_they_hold(opening: Opening) -> None:
+    """Quotes, SQL, U+0000, other scripts: values are parameters, and never parts of a statement."""
+    target, model = opening(), Rotated(0)
+    texts = ["'; DROP TABLE x; -- 1", "nul \0 2", "\u202edrow \U0001f600 3"]
+    metadata = [{"key'": ["'\"", None, 1.5]}, {"nul\0": {"deep": "\0"}}, {}]
+    target.prepare(model.index)
+    target.load("i0", "a'); --", Rows(texts, texts, metadata, model(texts)))
+    target.build("i0")
+    hits = [found[0] for found in target.search("i0", model(texts), 1)]
+    stored = [text.replace("\0", "\ufffd") for text in texts]
+    assert [hit.text.replace("\0", "\ufffd") for hit in hits] == [hit.id.replace("\0", "\ufffd") for hit in hits]
+    assert [hit.text.replace("\0", "\ufffd") for hit in hits] == stored
+    assert hits[0].metadata == metadata[0]
+    assert hits[0].score == pytest.approx(1.0, abs=1e-5)
+    assert target.contents("i0") == contents_of(texts, texts, model(texts))
+
+
+def test_an_index_takes_no_vectors_of_another_dimension(opening: Opening) -> None:
+    """Another dimension is refused, and nothing of it is stored."""
+    target = opening()
+    live = promoted(target, Rotated(0))
+    with pytest.raises(TargetError, match=r"has vectors of 48 dimensions, not 16: delete it"):
+        target.prepare(replace(live.index, dimension=16))
+    target.prepare(Rotated(2).index)
+    with pytest.raises(TargetError, match=r"vectors of shape \(5, 64\) do not fit: expected \(5, 48\)"):
+        target.load("i2", "a", Rotated(1).rows(range(5)))
+    assert target.loaded("i2") == set()
+    assert target.live() == live
+
+
+def test_an_index_that_served_is_never_written_again(opening: Opening) -> None:
+    """Blue stays as it was verified, so that a rollback finds it."""
+    target = opening()
+    promoted(target, Rotated(0))
+    promoted(target, Rotated(1))
+    with pytest.raises(TargetError, match="has served"):
+        target.load("i0", "c", Rotated(0).rows(range(500, 501)))
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a;b", 'a"', "A", "_switches", "../x", "x" * 33])
+def test_a_name_that_is_not_an_identifier_is_refused(name: str) -> None:
+    """Names become parts of names of tables and folders."""
+    with pytest.raises(TargetError, match="is not a valid index name"):
+        Index(name, "documents", 8)
+
+
+# --- switching -----------------------------------------------------------------------------------------------
+
+
+def test_a_switch_follows_what_it_was_meant_to_follow(opening: Opening) -> None:
+    """A switch under a stale condition changes nothing, and one that was made already is made."""
+    target = opening()
+    first = promoted(target, Rotated(0))
+    second = Live(Rotated(1).index, Rotated(1).version, built(target, Rotated(1)), 1)
+    with pytest.raises(SwitchedError, match=r"now index i0 serves"):
+        target.switch(second, None)
+    assert target.live() == first
+    target.switch(second, first)
+    target.switch(second, first)  # a second run after a crash
+    with pytest.raises(SwitchedError, match="now index i1 serves"):
+        target.switch(replace(first, promotion=2), first)
+    assert opening().live() == second
+
+
+def test_two_that_switch_at_once_have_one_winner(opening: Opening) -> None:
+    """The condition holds under a race."""
+    target = opening()
+    promoted(target, Rotated(0))
+    blue = target.live()
+    both = [Live(model.index, model.version, built(target, model), 1) for model in (Rotated(1), Rotated(2))]
+    lost: list[Live] = []
+    start = threading.Barrier(2)
+
+    def switch(live: Live, own: Target) -> None:
+        start.wait(SECONDS)
+        try:
+            own.switch(live, blue)
+        except SwitchedError:
+            lost.append(live)
+
+    threads = [threading.Thread(target=switch, args=(live, opening())) for live in both]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(SECONDS)
+    assert len(lost) == 1
+    assert target.live() in both
+    assert target.live() not in lost
+
+
+def test_a_rollback_switches_back_to_the_index_that_was_kept(opening: Opening) -> None:
+    """The former index serves again as it was, and the left one stays searchable."""
+    target = opening()
+    first, second = promoted(target, Rotated(0)), promoted(target, Rotated(1))
+    assert target.served() == [second, first]
+    back = replace(target.served()[1], promotion=2)
+    target.switch(back, second)
+    assert target.live() == back
+    assert target.search("i0", Rotated(0)(["document 9"]), 1)[0][0].id == "d9"
+    assert target.search("i1", Rotated(1)(["document 9"]), 1)[0][0].id == "d9"
+
+
+def test_one_index_serves_another_model_whose_documents_are_the_same(opening: Opening) -> None:
+    """A promotion of the query side alone changes the model of the record, and no document."""
+    target = opening()
+    first = promoted(target, Rotated(0))
+    query_side = replace(first, model=Rotated(7).version, promotion=1)
+    target.switch(query_side, first)
+    assert target.live() == query_side
+    assert target.indexes() == ["i0"]
+
+
+def test_what_serves_is_not_deleted_and_what_was_deleted_may_come_back(opening: Opening) -> None:
+    """Blue cannot be deleted; green can, twice, and be built again under its name."""
+    target = opening()
+    promoted(target, Rotated(0))
+    promoted(target, Rotated(1))
+    with pytest.raises(TargetError, match="serves: switch to another before it is deleted"):
+        target.drop("i1")
+    target.drop("i0")
+    target.drop("i0")
+    assert [live.index.name for live in target.served()] == ["i1"]
+    with pytest.raises(GoneError):
+        target.search("i0", Rotated(0)(["document 1"]), 1)
+    with pytest.raises(GoneError):
+        target.switch(Live(Rotated(0).index, "x", Contents(0, "0"), 1), target.live())
+    promoted(target, Rotated(0))
+    assert target.search("i0", Rotated(0)(["document 1"]), 1)[0][0].id == "d1"
+
+
+# --- verification --------------------------------------------------------------------------------------------
+
+
+def test_an_index_that_lacks_or_changes_anything_does_not_verify(opening: Opening) -> None:
+    """Counts and checksums are compared with what was meant to be loaded."""
+    target, model = opening(), Rotated(0)
+    expected, queries = built(target, model), model([f"query {number}" for number in range(10)])
+    assert verify(target, model.index, expected, queries).recall == 1.0
+    with pytest.raises(VerificationError, match="holds 120 documents, not 121"):
+        verify(target, model.index, replace(expected, count=121), queries)
+    with pytest.raises(VerificationError, match="other documents or vectors"):
+        verify(target, model.index, replace(expected, checksum="0" * 16), queries)
+    with pytest.raises(VerificationError, match="there is no query"):
+        verify(target, model.index, expected, queries[:0])
+
+
+def test_a_checksum_changes_with_any_id_text_or_vector_and_not_with_the_order() -> None:
+    """The sum of hashes: order does not matter, everything else does."""
+    vectors = np.eye(3, dtype=np.float32)
+    whole = contents_of(["a", "b", "c"], ["x", "y", "z"], vectors)
+    assert whole == contents_of(["c", "a", "b"], ["z", "x", "y"], vectors[[2, 0, 1]])
+    assert whole == contents_of(["a"], ["x"], vectors[:1]) + contents_of(["b", "c"], ["y", "z"], vectors[1:])
+    others = [
+        contents_of(["ax", "b", "c"], ["", "y", "z"], vectors),
+        contents_of(["a", "b", "c"], ["x", "z", "y"], vectors),
+        contents_of(["a", "b", "c"], ["x", "y", "z"], vectors[::-1]),
+        contents_of(["a", "b", "c"], ["x", "y", "z"], np.nextafter(vectors, np.float32(2))),
+    ]
+    assert len({one.checksum for one in [whole, *others]}) == 5
+
+
+# --- LanceDB -------------------------------------------------------------------------------------------------
+
+
+def _many(count: int, dimension: int) -> Rows:
+    vectors = np.random.default_rng(0).normal(size=(count, dimension)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return Rows([str(number) for number in range(count)], ["x"] * count, [{}] * count, vectors)
+
+
+def test_a_full_disk_leaves_what_serves_and_the_next_try_goes_on(tmp_path: Path) -> None:
+    """A limit on the size of files stands for a full disk: the system refuses the write in the same way."""
+    target = open_target(f"lancedb:{tmp_path / 'index'}", store="s3://bucket", work=tmp_path)
+    live = promoted(target, Rotated(0))
+    index, rows = Index("big", "documents", 64), _many(2_000, 64)
+    target.prepare(index)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(TargetError, match="make room on the disk and start again"):
+            target.load("big", "a", rows)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert target.loaded("big") == set()
+    assert target.live() == live
+    target.load("big", "a", rows)
+    assert target.contents("big").count == 2_000
+
+
+def test_a_table_that_was_cut_off_while_it_was_created_is_created_again(tmp_path: Path) -> None:
+    """A folder without any version of the table is what a process leaves that is killed at this point."""
+    target = open_target(f"lancedb:{tmp_path}", store="s3://bucket", work=tmp_path)
+    (tmp_path / "i0.lance" / "data").mkdir(parents=True)
+    promoted(target, Rotated(0))
+    assert target.search("i0", Rotated(0)(["document 3"]), 1)[0][0].id == "d3"
+
+
+def test_the_structure_of_a_large_lancedb_table_finds_what_it_must(tmp_path: Path, monkeypatch: Any) -> None:
+    """Above the limit an HNSW structure is built, and finds at least 95% of the nearest."""
+    monkeypatch.setattr("tasks.index.targets.lance._EXACT_ROWS", 1_000)
+    target, rows = open_target(f"lancedb:{tmp_path}", store="s3://bucket", work=tmp_path), _many(3_000, 32)
+    index = Index("big", "documents", 32)
+    target.prepare(index)
+    target.load("big", "a", rows)
+    target.build("big")
+    queries = rows.vectors[:50] + np.float32(0.1) * rows.vectors[50:100]
+    verified = verify(target, index, contents_of(rows.ids, rows.texts, rows.vectors), queries)
+    assert (verified.recall, verified.queries) == (pytest.approx(1.0, abs=0.05), 50)
+
+
+def test_a_damaged_record_of_what_serves_is_not_taken_for_nothing(tmp_path: Path) -> None:
+    """Damage is an error, and is not written over."""
+    target = open_target(f"lancedb:{tmp_path}", store="s3://bucket", work=tmp_path)
+    promoted(target, Rotated(0))
+    (tmp_path / "served.json").write_text("[{]")
+    with pytest.raises(TargetError, match="cannot be read as what serves"):
+        target.live()
+    with pytest.raises(TargetError, match="cannot be read as what serves"):
+        promoted(target, Rotated(1))
+
+
+def test_each_store_has_a_folder_of_its_own_by_default(tmp_path: Path) -> None:
+    """Two stores on one machine do not share an index."""
+    first, second = (open_target(None, store=f"s3://bucket/{name}", work=tmp_path) for name in "ab")
+    promoted(first, Rotated(0))
+    assert second.live() is None
+    assert first.address.startswith(f"lancedb:{tmp_path / 'index'}")
+
+
+# --- pgvector ------------------------------------------------------------------------------------------------
+
+
+def _open(address: str, password: str | None = None) -> Target:
+    return open_target(address, store="s3://bucket", work=Path("unused"), password=password)
+
+
+def test_the_view_reads_the_structure_of_the_index_that_serves(server: Server) -> None:
+    """HNSW is used through the view, and another model's condition ends a search before it starts."""
+    target = _open(server.address())
+    promoted(target, Rotated(0))
+    view = sql.Identifier(*target.address.rpartition("#")[2].split("."))
+    plan = sql.SQL("EXPLAIN SELECT id FROM {} WHERE model = {} ORDER BY embedding <=> {}::vector LIMIT 3")
+    with psycopg.connect(server.url) as reader:
+        reader.execute("SET enable_seqscan = off")
+        query = str(Rotated(0)(["document 1"])[0].tolist())
+
+        def explained(version: str) -> str:
+            return str(reader.execute(plan.format(view, sql.Literal(version), sql.Literal(query))).fetchall())
+
+        assert "_embedding_idx" in explained(Rotated(0).version)
+        assert "One-Time Filter: false" in explained(Rotated(1).version)
+
+
+def test_who_may_read_the_view_may_search_every_index_after_a_switch(server: Server) -> None:
+    """Rights on the view are handed on to the tables of the index, and to nothing else."""
+    address = server.address()
+    target = _open(address)
+    promoted(target, Rotated(0))
+    with server.superuser as admin:
+        admin.execute(sql.SQL("CREATE ROLE search LOGIN PASSWORD {}").format(sql.Literal(server.running.password)))
+        admin.execute("GRANT USAGE ON SCHEMA ratchet TO search")
+        admin.execute(
+            sql.SQL("GRANT SELECT ON {} TO search").format(sql.Identifier(*address.rpartition("#")[2].split(".")))
+        )
+    promoted(target, Rotated(1))
+    reader = _open(address.replace("prefect@", "search@"))
+    answer = Searcher(reader, lambda version: Rotated(int(version, 16))).search(["document 5"], 1)
+    assert answer.hits[0][0].id == "d5"
+    with pytest.raises(TargetError, match=r"permission denied.*docs/targets.md"):
+        reader.prepare(Rotated(2).index)
+
+
+def test_an_index_whose_structure_misses_documents_does_not_verify(server: Server) -> None:
+    """A structure that was built with too few links is caught by its recall."""
+    target, rows, index = _open(server.address()), _many(3_000, 32), Index("big", "documents", 32)
+    target.prepare(index)
+    target.load("big", "a", rows)
+    with psycopg.connect(server.url) as admin:
+        name = sql.Identifier("ratchet", f"{target.address.rpartition('.')[2]}_big")
+        statement = "CREATE INDEX ON {} USING hnsw (embedding vector_cosine_ops) WITH (m = 2, ef_construction = 4)"
+        admin.execute(sql.SQL(statement).format(name))
+    target.build("big")
+    with pytest.raises(VerificationError, match=r"of the 10 nearest documents, less than 95.0%"):
+        verify(target, index, contents_of(rows.ids, rows.texts, rows.vectors), rows.vectors[:50] + rows.vectors[50:100])
+    assert target.live() is None
+
+
+def test_a_full_server_leaves_what_serves_and_the_next_try_goes_on(server: Server) -> None:
+    """The server refuses in the middle of a shard: nothing of it stays, and blue serves on."""
+    target = _open(server.address())
+    live = promoted(target, Rotated(0))
+    target.prepare(Rotated(1).index)
+    name = sql.Identifier("ratchet", f"{target.address.rpartition('.')[2]}_i1")
+    with psycopg.connect(server.url) as admin:
+        admin.execute(
+            "CREATE FUNCTION ratchet.full_disk() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.id = 'd30' THEN "
+            "RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END IF; "
+            "RETURN NEW; END $$"
+        )
+        admin.execute(
+            sql.SQL(
+                "CREATE TRIGGER full_disk BEFORE INSERT ON {} FOR EACH ROW EXECUTE FUNCTION ratchet.full_disk()"
+            ).format(name)
+        )
+    with pytest.raises(TargetError, match=r"cannot load a shard: could not extend file.*make room"):
+        target.load("i1", "a", Rotated(1).rows(range(60)))
+    assert target.loaded("i1") == set()
+    assert target.live() == live
+    with psycopg.connect(server.url) as admin:
+        admin.execute(sql.SQL("DROP TRIGGER full_disk ON {}").format(name))
+    promoted(target, Rotated(1))
+    assert target.search("i0", Rotated(0)(["document 1"]), 1)[0][0].id == "d1"
+
+
+def test_a_connection_that_broke_is_made_again(server: Server) -> None:
+    """A restart of the server costs no query."""
+    target = _open(server.address())
+    live = promoted(target, Rotated(0))
+    with server.superuser as admin:
+        admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'ratchet'")
+    assert target.live() == live
+
+
+def test_a_server_that_is_away_is_named_with_what_to_do(server: Server) -> None:
+    """Nobody listens there; and there is no such database."""
+    with pytest.raises(TargetError, match=r"prefect#ratchet.documents cannot be reached: .*is the server running"):
+        _open("postgresql://prefect@127.0.0.1:1/prefect")
+    with pytest.raises(TargetError, match="create the database"):
+        _open(server.database("nowhere"))
+
+
+def test_a_wrong_password_is_told_without_it(server: Server) -> None:
+    """The message names where a password comes from."""
+    with pytest.raises(TargetError, match="PGPASSWORD or a pgpass file") as caught:
+        _open(server.url, password="not-the-password")
+    assert "not-the-password" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://user:s3cret@host/db",
+        "postgresql://user@host/db?password=s3cret",
+        "postgresql://user:s3cret@host:notaport/db",
+        "postgres://user@host/db?sslmode=require&passfile=/s3cret",
+        "mysql://user:s3cret@host/db",
+        "lancedb:s3://s3cret/prefix",
+        "s3cret",
+    ],
+)
+def test_an_address_with_a_secret_or_of_another_kind_is_refused_and_not_repeated(address: str) -> None:
+    """Addresses are parameters of runs, which everybody sees; so are messages."""
+    with pytest.raises(TargetError) as caught:
+        check_address(address)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("view", ["documents", "a.b.c", 'a."b', "a.B", "a." + "b" * 31, "1.b", ".b", "a."])
+def test_an_address_that_names_no_valid_view_is_refused(view: str) -> None:
+    """What follows # is a schema and a view, as plain identifiers."""
+    with pytest.raises(TargetError, match=r"write schema.view"):
+        check_address(f"postgresql://user@host/db#{view}")
+
+
+def test_a_database_without_the_extension_or_with_an_old_one_says_what_to_do(server: Server) -> None:
+    """Both are found when the target is opened, before anything is encoded."""
+    with server.superuser as admin:
+        admin.execute("CREATE DATABASE bare OWNER prefect")
+    bare = server.database("bare")
+    with pytest.raises(TargetError, match=r"no extension pgvector.*CREATE EXTENSION vector"):
+        _open(bare)
+    with psycopg.connect(
+        bare.replace("prefect@", "postgres@"), password=server.running.password, autocommit=True
+    ) as admin:
+        admin.execute("CREATE EXTENSION vector")
+        admin.execute("UPDATE pg_extension SET extversion = '0.4.4' WHERE extname = 'vector'")
+    with pytest.raises(TargetError, match=r"has pgvector 0.4.4, which has no HNSW: install 0.5 or later"):
+        _open(bare)
+
+
+def test_more_dimensions_than_pgvector_indexes_are_refused(server: Server) -> None:
+    """HNSW of pgvector ends at 2,000."""
+    with pytest.raises(TargetError, match="at most 2000 dimensions, not 2048"):
+        _open(server.address()).prepare(Index("wide", "documents", 2_048))
+
+
+def test_two_documents_with_one_id_are_refused(server: Server) -> None:
+    """The primary key holds within a shard and across shards."""
+    target, rows = _open(server.address()), Rotated(0).rows(range(2))
+    target.prepare(Rotated(0).index)
+    with pytest.raises(TargetError, match="ids must be unique"):
+        target.load("i0", "a", replace(rows, ids=["same", "same"]))
+    assert target.loaded("i0") == set()
+
+
+def test_a_switch_does_not_wait_for_ever_for_a_query(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transaction that has read the view and stays open blocks its replacement; then blue serves on."""
+    monkeypatch.setattr(connection, "_LOCK_SECONDS", 1)
+    target = _open(server.address())
+    live = promoted(target, Rotated(0))
+    view = sql.Identifier(*target.address.rpartition("#")[2].split("."))
+    with psycopg.connect(server.url) as slow:
+        slow.execute(sql.SQL("SELECT id FROM {} LIMIT 1").format(view))  # its transaction stays open
+        with pytest.raises(TargetError, match="a query or a session holds the view"):
+            promoted(target, Rotated(1))
+    assert target.live() == live
+    promoted(target, Rotated(1))
