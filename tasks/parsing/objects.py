@@ -84,6 +84,19 @@ def refuse_unread(key: str, size: int, limits: Limits) -> Chunk | None:
     return None
 
 
+def source_of(key: str, body: bytes, limits: Limits) -> Source:
+    """What reads an object, by the end of its name. Raises RefusedError where its name and size tell that nothing can.
+
+    The name must be one of a known kind; it is looked at once more when rows are read.
+    """
+    refused = refuse_unread(key, len(body), limits)
+    if refused is not None:
+        raise RefusedError(refused.rejected[0].reason)
+    ending = _ending(key)
+    packing = ending.rpartition(".")[2]
+    return _SOURCES[ending](body, packing if packing in {"gz", "zst"} else "", limits)
+
+
 def _refusal(key: str, error: RefusedError, rows: int, kind: str = "") -> Chunk:
     refusal = Refusal(error.reason, error.remedy, max(rows, 1))
     understood = Understood(key, kind or _ending(key), {}, rejected=refusal.rows, refusal=refusal)

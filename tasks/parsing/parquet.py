@@ -59,6 +59,8 @@ class ParquetRows:
     body: bytes
     limits: Limits
     format: str = "Parquet"
+    every: bool = False
+    """Whether rows hold every column of texts, numbers or dates, not only those that bear on the meaning."""
     _file: pq.ParquetFile | None = None
     _steps: list[int] = field(default_factory=list)
     """For each row group, how many of its rows can be read at once."""
@@ -87,7 +89,9 @@ class ParquetRows:
                 _check_type(name, kind, is_text=plain(name) in texts)
                 self._looked_at.append(name)
             elif name in watched:
-                watched[name].many = True  # it is not read
+                watched[name].many = True  # what it holds is of no account
+                if self.every and _is_plain(kind):
+                    self._looked_at.append(name)
         groups = chunks(self.body)
         if len(groups) != plain_file.num_row_groups:
             raise ValueError("an index that is damaged")
@@ -95,7 +99,7 @@ class ParquetRows:
         self._file = pq.ParquetFile(pa.BufferReader(self.body), read_dictionary=paths, page_checksum_verification=True)
         self._steps = _check_pages(self.body, groups, plain_file.metadata.num_rows, set(self._looked_at), self.limits)
         _check_lengths(self._file, self._steps, self._looked_at, len(self.body), self.limits)
-        self._look({name: column for name, column in watched.items() if name in self._looked_at}, texts)
+        self._look({name: column for name, column in watched.items() if not column.many}, texts)
 
     def _look(self, watched: dict[str, Column], texts: set[str]) -> None:
         """Note the values of columns; of documents only whether they are lists."""
@@ -125,12 +129,13 @@ class ParquetRows:
         columns = plan.columns(self._file.schema_arrow.names)
         if isinstance(columns, str):
             raise RefusedError(columns, "each name may be there once")
+        wanted = self._looked_at if self.every else _names(columns)
         line = 0
         try:
             for group, step in enumerate(self._steps):
                 end = line + self._file.metadata.row_group(group).num_rows
                 try:
-                    for batch in self._file.iter_batches(step, row_groups=[group], columns=_names(columns)):
+                    for batch in self._file.iter_batches(step, row_groups=[group], columns=wanted):
                         made = [_usual(column) for column in batch.columns]
                         yield from _made(
                             pa.RecordBatch.from_arrays(made, batch.schema.names), line, columns, self.limits
@@ -235,6 +240,13 @@ def _is_text(kind: pa.DataType) -> bool:
 def _is_list(kind: pa.DataType) -> bool:
     views = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind) or views)
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    """Whether values of a column can be a document's metadata."""
+    kind = _value(kind)
+    temporal = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    return _is_text(kind) or _is_number(kind) or temporal or bool(pa.types.is_boolean(kind))
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -146,25 +146,25 @@ class Rows:
     def _first_fault(self, shape: Shape) -> str | None:
         """What is wrong with the first text of a row that cannot be taken."""
         most = self.limits.max_text_chars
-        faults = (_fault("document", text, most) for text in shape.documents)
+        faults = (fault("document", text, most) for text in shape.documents)
         reason = next((reason for reason in faults if reason), None)
-        return reason if reason or self.kind == "corpus" else _fault("query", shape.query, most)
+        return reason if reason or self.kind == "corpus" else fault("query", shape.query, most)
 
     def _accept(
         self, line: int, query: Any, document: Any, negatives: list[str], row: Mapping[str, Any], columns: Columns
     ) -> str | None:
         """Add one pair, or say why not."""
         most = self.limits.max_text_chars
-        # the usual texts are sound: two calls of _fault for every row would cost a tenth of the time
+        # the usual texts are sound: two calls of fault for every row would cost a tenth of the time
         suspect = type(document) is not str or not document or document.isspace() or document[0] in _SUSPECT
         if suspect or len(document) > most or "\0" in document:
-            reason = _fault("document", document, most)
+            reason = fault("document", document, most)
             if reason is not None:
                 return reason
         if columns.query is not None:
             suspect = type(query) is not str or not query or query.isspace() or query[0] in _SUSPECT
             if suspect or len(query) > most or "\0" in query:
-                reason = _fault("query", query, most)
+                reason = fault("query", query, most)
                 if reason is not None:
                     return reason
         score = None if columns.score is None else row[columns.score]
@@ -186,7 +186,7 @@ class Rows:
         if len(negatives) > self.limits.max_negatives:
             return f"more than {self.limits.max_negatives} negatives"
         for text in negatives:
-            reason = _fault("negative", text, self.limits.max_text_chars)
+            reason = fault("negative", text, self.limits.max_text_chars)
             if reason is not None:
                 return reason
         if score is not None:
@@ -196,7 +196,7 @@ class Rows:
                 return "score is not within 0 to 1"
         elif columns.scored:
             return "no score"
-        return None if cut is None else _fault("slice", cut, self.limits.max_text_chars)
+        return None if cut is None else fault("slice", cut, self.limits.max_text_chars)
 
     def reject(self, line: int, reason: str, text: str | bytes) -> None:
         """Record a row that is not taken, with the start of its text."""
@@ -215,7 +215,7 @@ class Rows:
         return done
 
 
-def _fault(part: str, text: object, most: int) -> str | None:
+def fault(part: str, text: object, most: int) -> str | None:
     """What is wrong with a text, or None."""
     if text is None or text == NOTHING:
         return f"no {part}"

@@ -1,0 +1,165 @@
+"""One whole index in the store: the shards that it needs, made where they are missing, and the record that names them.
+
+May be killed anywhere and run again: every shard that was stored is found by its name, and not made again. The record
+comes last and is named by its content, so the same documents and document encoder give the same index.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import reduce
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import orjson
+
+from tasks.index import on_ray, shards
+from tasks.index.documents import Documents
+from tasks.index.encoder import Model, ShardEncoder
+from tasks.index.on_ray import Work
+from tasks.index.shards import ShardError
+from tasks.index.targets import Contents, Index, contents_of
+from tasks.storage import Store
+
+Progress = Callable[[int, int], None]
+
+_FEW: Final = 2
+"""Missing shards up to which Ray would take longer to start than they take."""
+
+_DIGITS: Final = 32
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A shard of an index, and what it holds."""
+
+    name: str
+    count: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class Build:
+    """An index as `indexes/builds/<name>.json` has it: nothing of when, where or for which version it was made."""
+
+    identity: str
+    dimension: int
+    shards: tuple[Listed, ...]
+
+    def body(self) -> bytes:
+        """The one way to write it down."""
+        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
+
+    @property
+    def index(self) -> Index:
+        """The index by its name, which its content gives it."""
+        return Index(hashlib.sha256(self.body()).hexdigest()[:_DIGITS], self.identity, self.dimension)
+
+    @property
+    def contents(self) -> Contents:
+        """What a target that has loaded it must hold."""
+        nothing = contents_of([], [], np.empty((0, self.dimension), np.float32))
+        return reduce(Contents.__add__, (Contents(one.count, one.checksum) for one in self.shards), nothing)
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a build came to: the index, and texts that were encoded for it by this run."""
+
+    build: Build
+    encoded: int
+    made: int
+    """Shards that were not there before."""
+
+
+def build(
+    store: Store,
+    model: Model,
+    documents: Documents,
+    work: Path,
+    *,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Built:
+    """Store the vectors of documents, those that are there already left out, and the record of the whole.
+
+    Args:
+        store: Where they go.
+        model: What encodes.
+        documents: What is encoded.
+        work: Folder for models on each machine that encodes.
+        workers: Actors of Ray that encode; 0: this process, without Ray; None: as many as the machine or the cluster
+            suggests, and none for a few shards on this machine.
+        on_progress: Called with the shards that are done, and all of them.
+
+    Raises ShardError where what was stored does not read back, VectorError, StoreError.
+    """
+    wanted = [shards.shard_of(part).name for part in documents.parts()]
+    there = [shards.name_of(entry.key) for entry in shards.stored(store, model.identity)]
+    found = dict(_sound(store, model, [name for name in wanted if name in set(there)]))
+    missing = {name: shards.older(name, there) for name in wanted if name not in found}
+    done, encoded = len(found), 0
+    for made in _made(store, model, documents, work, missing, workers):
+        found[made.name] = _contents(store, model, made.name)
+        encoded += made.encoded
+        done += 1
+        if on_progress is not None:
+            on_progress(done, len(wanted))
+    listed = tuple(Listed(name, found[name].count, found[name].checksum) for name in wanted)
+    whole = Build(model.identity, model.dimension, listed)
+    store.put_if_absent(f"{shards.BUILDS}{whole.index.name}.json", whole.body())
+    store.delete(shards.staged_key(name) for name in missing)
+    return Built(whole, encoded, len(missing))
+
+
+def _sound(store: Store, model: Model, names: Sequence[str]) -> Iterator[tuple[str, Contents]]:
+    """What shards hold that are there; a damaged one is removed, and made again."""
+    for name in names:
+        try:
+            yield name, _contents(store, model, name)
+        except ShardError:
+            store.delete([shards.shard_key(model.identity, name)])
+
+
+def _contents(store: Store, model: Model, name: str) -> Contents:
+    """What a shard holds, read back."""
+    rows = shards.read_shard(store, model.identity, name, model.dimension)
+    return contents_of(rows.ids, rows.texts, rows.vectors)
+
+
+def _made(
+    store: Store,
+    model: Model,
+    documents: Documents,
+    work: Path,
+    missing: Mapping[str, list[str]],
+    workers: int | None,
+) -> Iterator[on_ray.Made]:
+    """Make the missing shards, here or on Ray."""
+    new = (shard for shard in map(shards.shard_of, documents.parts()) if shard.name in missing)
+    if not _on_ray(workers, len(missing)):
+        encoder = ShardEncoder(store, model, work)
+        for shard in new:
+            yield on_ray.Made(shard.name, encoder.make(shard, missing[shard.name]))
+        return
+    for shard in new:
+        shards.stage(store, shard)
+    yield from on_ray.make(store, model, work, [Work(*one) for one in missing.items()], workers)
+
+
+def _on_ray(workers: int | None, missing: int) -> bool:
+    """Whether Ray is worth its start."""
+    if workers == 0 or not missing:
+        return False
+    if workers is None and not os.environ.get("RAY_ADDRESS") and missing <= _FEW:
+        return False
+    if importlib.util.find_spec("ray") is None:
+        if workers is None:
+            return False
+        raise ValueError("Ray is not installed: install Ratchet with its extra `index`, or ask for workers=0")
+    return True

@@ -1,0 +1,96 @@
+"""Shards made by one worker: the verified model, loaded once and only where something is new to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+
+from tasks.encoding import BF16, FP16, FP32, PLAIN, ModelEncoder, choose_path, resolve_model, text_hash
+from tasks.index import shards
+from tasks.index.shards import Shard
+from tasks.registry import BASE, pull
+from tasks.runs import once
+from tasks.storage import Store
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+_PATHS: Final = {path.name: path for path in (BF16, FP16, FP32, PLAIN)}
+_SAMPLE: Final = 512
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model encodes: what crosses to a worker, as plain texts.
+
+    Attributes:
+        version: published version, or `tasks.registry.BASE`.
+        base: name of the base model, as in `Training.base_model`.
+        identity: identity of its document encoder.
+        dimension: components of a vector.
+    """
+
+    version: str
+    base: str
+    identity: str
+    dimension: int
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """How the documents of one encoder are encoded, as its first worker wrote it down (`encoder.json`).
+
+    Another numeric path gives slightly other vectors, and a choice by measurement may differ from worker to worker.
+    """
+
+    model: str
+    dimension: int
+    path: str
+
+
+def folder_of(store: Store, version: str, base: str, work: Path) -> Path:
+    """The verified files of a model: a version is pulled to `work`, the base model found by its name."""
+    return resolve_model(base) if version == BASE else pull(store, version, work / "models" / version)
+
+
+@dataclass
+class ShardEncoder:
+    """Makes the shards of one document encoder."""
+
+    store: Store
+    model: Model
+    work: Path
+    _loaded: ModelEncoder | None = field(default=None, init=False)
+
+    def make(self, shard: Shard, older: list[str]) -> int:
+        """Store a shard; returns how many texts were encoded for it. `older` are shards that may hold some already."""
+        texts = shard.documents["text"].to_pylist()
+        hashes = [text_hash(text) for text in texts]
+        known = shards.known_vectors(self.store, self.model.identity, older, self.model.dimension, set(hashes))
+        new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in known}
+        if new:
+            encoded = self._encoder(list(new.values())).encode(list(new.values()), "document")
+            known.update(zip(new, encoded, strict=True))
+        shards.write(self.store, self.model.identity, shard, np.stack([known[digest] for digest in hashes]))
+        return len(new)
+
+    def _encoder(self, texts: list[str]) -> ModelEncoder:
+        """The model on the numeric path that its first worker chose; loaded once."""
+        if self._loaded is None:
+            folder = folder_of(self.store, self.model.version, self.model.base, self.work)
+            plain = ModelEncoder.open(folder, PLAIN)
+            path = _PATHS.get(self._chosen(plain.model, texts[:_SAMPLE]).path, FP32)
+            on_cpu = plain.model.device.type == "cpu"
+            self._loaded = replace(plain, path=FP32 if path == FP16 and on_cpu else path)
+        return self._loaded
+
+    def _chosen(self, model: SentenceTransformer, sample: list[str]) -> Chosen:
+        key = f"{shards.FOLDER}{self.model.identity}/encoder.json"
+
+        def choose() -> Chosen:
+            return Chosen(self.model.version, self.model.dimension, choose_path([model], sample).name)
+
+        return once(self.store, key, Chosen, choose)
