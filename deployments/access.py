@@ -57,6 +57,7 @@ TABLE: Final = (
     Key("quarantine/*", "once", "trainer", ("labeller", "curator"), erasing="deletes"),
     Key("runs/*", "freely", "trainer", deleted="runs/*/checkpoints/*", erasing="deletes"),
     Key("watch/*", "once", "trainer", erasing="deletes"),
+    Key("indexes/*", "once", "trainer", ("consumer",), deleted="indexes/*", erasing="deletes"),
     Key("models/*", "conditionally", "trainer", ("consumer",), deleted="models/*"),
     Key("production.json", "conditionally", "trainer", ("consumer",)),
     Key("promotions/*", "once", "trainer", ("consumer",)),

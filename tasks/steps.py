@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from contextvars import copy_context
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -35,7 +35,7 @@ from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from tqdm import tqdm
 
-from tasks import alerts, night, runs
+from tasks import alerts, index, night, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
 from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
@@ -351,6 +351,56 @@ def take_in_labels(store: str, run_id: str, limits: Limits) -> int:
     """Commit every new object exactly once; the next night finds it there."""
     with Progress("intake", "Objects read") as progress:
         return fresh.take_in(Store.open(store), run_id, limits, progress)
+
+
+@contextmanager
+def _target(address: str | None, store: str, work: str) -> Iterator[index.Target]:
+    """A target for the length of a step."""
+    opened = index.open_target(address, store=store, work=Path(work))
+    try:
+        yield opened
+    finally:
+        opened.close()
+
+
+@task(name="serving", **_LONG)
+def serving(store: str, base_model: str | None, work: str) -> index.Serving:
+    """Pull what serves, every file verified."""
+    return index.find_serving(Store.open(store), Path(work), base_model)
+
+
+@task(name="follow", **_LONG)
+def follow(store: str, target: str | None, found: index.Serving, work: str) -> str | None:
+    """Switch at once where the target has an index of the document encoder that serves; its name."""
+    with _target(target, store, work) as opened:
+        live = index.follow(opened, found)
+    return live.index.name if live else None
+
+
+@task(name="embed", **_LONG)
+def embed(store: str, found: index.Serving, limits: Limits, workers: int | None, work: str) -> index.Embedded:
+    """Store the vectors of all documents, those that are there already left out."""
+    with Progress("reindex", "Parts of the documents embedded") as progress:
+        embedded = index.embed(Store.open(store), found, Path(work), limits, workers, progress)
+    for line in embedded.said():
+        get_run_logger().info("%s", line)
+    return embedded
+
+
+@task(name="load", **_LONG)
+def load(store: str, target: str | None, name: str, work: str) -> int:
+    """Load what was embedded beside what serves."""
+    with _target(target, store, work) as opened, Progress("load", "Parts of the documents loaded") as progress:
+        return index.load(Store.open(store), opened, name, progress)
+
+
+@task(name="switch", **_LONG)
+def switch(
+    store: str, target: str | None, name: str, found: index.Serving, min_recall: float, work: str
+) -> index.Renewed | None:
+    """Verify what was loaded, and let it serve."""
+    with _target(target, store, work) as opened:
+        return index.switch(Store.open(store), opened, name, found, min_recall, Path(work))
 
 
 @task(name="watch", **_LONG)

@@ -64,6 +64,8 @@ _PLACES: Final = {
     "sha256": "[0-9a-f]{64}",
     "version": "(?:[0-9a-f]{32}|[0-9a-f]{16})",
     "run_id": r"\d{8}T\d{6}Z-[0-9a-f]{8}",
+    "index": "[0-9a-f]{32}",
+    "shard": r"\d\d-[0-9a-f]{5}-[0-9a-f]{64}",
     "path": ".+",
 }
 """What the placeholders of the store's page stand for."""

@@ -38,14 +38,14 @@ def test_each_role_has_what_its_work_needs_and_no_more() -> None:
     assert access.readable("labeller") == ["pairs/*", "corpus/*", "quarantine/*"]
     assert access.writable("curator") == ["golden/*", "guard/*", "documents/*"]
     assert access.writable("consumer") == []
-    assert access.readable("consumer") == ["documents/*", "models/*", "production.json", "promotions/*"]
+    assert access.readable("consumer") == ["documents/*", "indexes/*", "models/*", "production.json", "promotions/*"]
     assert {"watch/*", "promotions/*", "log/*"} <= set(access.writable("trainer"))
     assert not {"pairs/*", "golden/*", "guard/*"} & set(access.writable("trainer"))
 
 
 def test_nothing_may_be_deleted_but_what_can_be_made_again() -> None:
-    """Checkpoints, caches, and versions of models; no record, no label, no pointer."""
-    assert access.deletable("trainer") == ["runs/*/checkpoints/*", "models/*", "cache/*"]
+    """Checkpoints, caches, vectors of indexes, and versions of models; no record, no label, no pointer."""
+    assert access.deletable("trainer") == ["runs/*/checkpoints/*", "indexes/*", "models/*", "cache/*"]
     assert not {"log/*", "promotions/*", "models/*", "production.json", "split.json"} & set(access.deletable("eraser"))
     for role in access.ROLES:
         actions = [action for statement in access.policy(role)["Statement"] for action in statement["Action"]]

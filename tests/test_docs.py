@@ -181,7 +181,7 @@ def _stored_keys() -> set[str]:
     return {
         text
         for text in _texts()
-        if re.match(r"(log|batches|quarantine|runs|models|promotions|releases|erasures|cache|watch)/", text)
+        if re.match(r"(log|batches|quarantine|runs|models|promotions|releases|erasures|indexes|cache|watch)/", text)
     }
 
 

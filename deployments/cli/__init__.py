@@ -15,7 +15,7 @@ from typing import Final
 
 import typer
 
-from deployments.cli import alerts, joining, looking, nights, reading, stack, trying, versions, workers
+from deployments.cli import alerts, indexing, joining, looking, nights, reading, stack, trying, versions, workers
 from deployments.cli.common import CliError, UsageError, errors
 from deployments.stack import local
 from deployments.terminal.text import escape, sanitise_logs
@@ -48,6 +48,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "What serves": {
         "history": versions.history,
         "pull": versions.pull,
+        "reindex": indexing.reindex,
         "rollback": versions.rollback,
         "release": versions.release,
         "retire": versions.retire,
@@ -96,6 +97,9 @@ def _expected() -> tuple[type[Exception], ...]:
     from deployments.server.drain import DrainError
     from deployments.terminal.follow import RunError
     from flows.context import WorkFolderError
+    from flows.reindex import ProductionMovedError
+    from tasks.encoding import ModelError
+    from tasks.index import DocumentsError, ShardError, TargetError
     from tasks.registry import RegistryError
     from tasks.storage import StoreError
 
@@ -109,6 +113,11 @@ def _expected() -> tuple[type[Exception], ...]:
         StoreError,
         RegistryError,
         WorkFolderError,
+        ModelError,
+        DocumentsError,
+        ShardError,
+        TargetError,
+        ProductionMovedError,
         HTTPError,
         *files,
     )

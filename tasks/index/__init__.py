@@ -1,1 +1,26 @@
 """Documents to a search index with production's vectors: shards of vectors in the store, loaded into a target."""
+
+from tasks.index.documents import DocumentsError
+from tasks.index.renew import Renewed, follow
+from tasks.index.serving import Serving, find_serving
+from tasks.index.shards import ShardError
+from tasks.index.stages import Embedded, embed, load, switch
+from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, open_target
+
+__all__ = [
+    "MIN_RECALL",
+    "DocumentsError",
+    "Embedded",
+    "Live",
+    "Renewed",
+    "Serving",
+    "ShardError",
+    "Target",
+    "TargetError",
+    "embed",
+    "find_serving",
+    "follow",
+    "load",
+    "open_target",
+    "switch",
+]

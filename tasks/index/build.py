@@ -17,6 +17,7 @@ from typing import Final
 
 import numpy as np
 import orjson
+from pydantic import TypeAdapter, ValidationError
 
 from tasks.index import on_ray, shards
 from tasks.index.documents import Documents
@@ -115,6 +116,19 @@ def build(
     store.put_if_absent(f"{shards.BUILDS}{whole.index.name}.json", whole.body())
     store.delete(shards.staged_key(name) for name in missing)
     return Built(whole, encoded, len(missing))
+
+
+def read_build(store: Store, name: str) -> Build:
+    """The index of a name. Raises ShardError where its record is not what it is named after; MissingKeyError."""
+    key = f"{shards.BUILDS}{name}.json"
+    blob = store.get(key)
+    try:
+        found = TypeAdapter(Build).validate_json(blob.body)
+    except ValidationError as error:
+        raise ShardError(f"{store.uri(key)} is damaged: delete it, then run the reindex again") from error
+    if found.index.name != name:
+        raise ShardError(f"{store.uri(key)} is damaged: delete it, then run the reindex again")
+    return found
 
 
 def _sound(store: Store, model: Model, names: Sequence[str]) -> Iterator[tuple[str, Contents]]:

@@ -1,0 +1,111 @@
+"""An index in a target that follows what serves: loaded beside the one that serves, verified, switched to.
+
+Blue is what serves, green what is to serve. Whatever goes wrong before the switch leaves blue as it is, and the next
+call goes on with the shards that green holds. Nothing is dropped before the switch, and blue not after it: a model
+that is rolled back finds its index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import numpy as np
+
+from tasks.index import shards
+from tasks.index.build import Build, Progress
+from tasks.index.serving import Serving
+from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, Verified, verify
+from tasks.storage import Store
+
+_KEPT: Final = 2
+"""Indexes that a target keeps: what serves, and what served before it."""
+
+
+@dataclass(frozen=True)
+class Renewed:
+    """What became of the target: what serves now, how it was verified, and the indexes that were dropped."""
+
+    live: Live
+    verified: Verified
+    dropped: tuple[str, ...] = ()
+
+
+def follow(target: Target, serving: Serving) -> Live | None:
+    """Switch at once to an index that the target has already, if it is of the document encoder that serves.
+
+    So after a rollback, and after a promotion that leaves documents as they are: nothing is encoded, nothing loaded.
+    Returns what serves then; None where there is no such index, and nothing was changed.
+
+    Raises TargetError, also where that index no longer holds what it was verified with.
+    """
+    live = target.live()
+    there = set(target.indexes())
+    for one in target.served():
+        if one.index.documents == serving.model.identity and one.index.name in there:
+            wanted = replace(one, model=serving.model.version, promotion=serving.promotion)
+            if wanted != live:
+                if target.contents(one.index.name) != one.contents:
+                    raise TargetError(
+                        f"index {one.index.name} in {target.address} was changed since it served: delete it, then run "
+                        "`ratchet reindex`"
+                    )
+                target.switch(wanted, live)
+            return wanted
+    return None
+
+
+def load(store: Store, target: Target, build: Build, on_progress: Progress | None = None) -> int:
+    """Load the shards of an index that the target does not hold yet; returns how many.
+
+    Raises TargetError, ShardError, StoreError.
+    """
+    index = build.index
+    target.prepare(index)
+    missing = {one.name for one in build.shards} - target.loaded(index.name)
+    for number, name in enumerate(sorted(missing), 1):
+        target.load(index.name, name, shards.read_shard(store, build.identity, name, build.dimension))
+        if on_progress is not None:
+            on_progress(number, len(missing))
+    target.build(index.name)
+    return len(missing)
+
+
+def switch(
+    target: Target,
+    build: Build,
+    serving: Serving,
+    queries: np.ndarray,
+    *,
+    min_recall: float = MIN_RECALL,
+    still: Callable[[], bool] = lambda: True,
+) -> Renewed | None:
+    """Verify a loaded index, let it serve, and drop what nobody needs.
+
+    Args:
+        target: Where it is.
+        build: What it must hold.
+        serving: The model that it was built for.
+        queries: Vectors of queries by that model, of shape (n_queries, dimension).
+        min_recall: Least share of the exact nearest documents that the search structure must find.
+        still: Whether that model serves still; asked last before the switch.
+
+    Returns None, with nothing changed, where it no longer does. Raises VerificationError, SwitchedError, TargetError.
+    """
+    live = target.live()
+    verified = verify(target, build.index, build.contents, queries, min_recall=min_recall)
+    if not still():
+        return None
+    wanted = Live(build.index, serving.model.version, build.contents, serving.promotion)
+    target.switch(wanted, live)
+    return Renewed(wanted, verified, tuple(_tidy(target)))
+
+
+def _tidy(target: Target) -> list[str]:
+    """Drop all indexes but what serves and what served before it; returns their names."""
+    kept = list(dict.fromkeys(one.index.name for one in target.served()))[:_KEPT]
+    gone = [name for name in target.indexes() if name not in kept]
+    for name in gone:
+        target.drop(name)
+    return gone

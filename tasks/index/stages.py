@@ -1,0 +1,119 @@
+"""The stages of a reindex, each from what the one before it left in the store, on whichever machine it runs."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pydantic import BaseModel, ConfigDict
+
+from tasks.config import Limits
+from tasks.index import renew, shards
+from tasks.index.build import Build, Progress, build, read_build
+from tasks.index.client import query_encoders
+from tasks.index.documents import Documents, Origin, gather
+from tasks.index.renew import Renewed
+from tasks.index.serving import Serving, still_serves, trial_queries
+from tasks.index.targets import Target
+from tasks.storage import Store
+
+_BEGINNING: Final = 80
+_TRIED: Final = 100
+"""Characters of a document, and documents, that stand for queries where there are none."""
+
+
+class Embedded(BaseModel):
+    """An index in the store, and what it took.
+
+    Attributes:
+        index: its name.
+        origin: `documents` for `documents/`, `commit` for the distinct documents of pairs and `corpus/`.
+        documents: how many there are.
+        encoded: texts that were encoded for it by this run.
+        shards: parts that it has; `made` of them by this run.
+        repeated: rows that say what another one says.
+        rejected: rows that are no documents.
+        rejections: the first of them: object, line, reason.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    index: str
+    origin: Origin
+    documents: int
+    encoded: int
+    shards: int
+    made: int
+    repeated: int = 0
+    rejected: int = 0
+    rejections: tuple[str, ...] = ()
+
+    def said(self) -> Iterator[str]:
+        """The same for people."""
+        whence = "documents/" if self.origin == "documents" else "pairs and corpus/, as documents/ is empty"
+        yield (
+            f"{self.documents:,} documents of {whence}: {self.encoded:,} texts encoded, {self.made:,} of "
+            f"{self.shards:,} shards made"
+        )
+        if self.repeated and self.origin == "documents":
+            yield f"{self.repeated:,} rows repeat another one"
+        if self.rejected:
+            some = "; ".join(self.rejections[:3])
+            yield f"{self.rejected:,} rows are not documents and were left out, such as {some}"
+
+
+def embed(
+    store: Store,
+    serving: Serving,
+    work: Path,
+    limits: Limits | None = None,
+    workers: int | None = None,
+    on_progress: Progress | None = None,
+) -> Embedded:
+    """Gather the documents and store their vectors; see `gather` and `build` for what is raised."""
+    folder = work / "reindex"
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as own, gather(store, Path(own), limits) as documents:
+        built = build(store, serving.model, documents, work, workers=workers, on_progress=on_progress)
+        return _embedded(built.build.index.name, len(built.build.shards), built.encoded, built.made, documents)
+
+
+def _embedded(name: str, parts: int, encoded: int, made: int, documents: Documents) -> Embedded:
+    return Embedded(
+        index=name,
+        origin=documents.origin,
+        documents=documents.count,
+        encoded=encoded,
+        shards=parts,
+        made=made,
+        repeated=documents.repeated,
+        rejected=documents.rejected,
+        rejections=tuple(f"{one.object} line {one.line}: {one.reason}" for one in documents.rejections),
+    )
+
+
+def load(store: Store, target: Target, name: str, on_progress: Progress | None = None) -> int:
+    """Load an index beside the one that serves; returns how many shards the target lacked."""
+    return renew.load(store, target, read_build(store, name), on_progress)
+
+
+def switch(store: Store, target: Target, name: str, serving: Serving, min_recall: float, work: Path) -> Renewed | None:
+    """Try a loaded index with queries of the test side, and let it serve; None where production has changed meanwhile.
+
+    Where nothing is labelled, it is tried with the beginnings of documents.
+    """
+    found = read_build(store, name)
+    queries = trial_queries(store) or _beginnings(store, found)
+    encode = query_encoders(store, work, serving.model.base)(serving.model.version)
+    vectors = encode(queries)
+    return renew.switch(
+        target, found, serving, vectors, min_recall=min_recall, still=lambda: still_serves(store, serving)
+    )
+
+
+def _beginnings(store: Store, found: Build) -> list[str]:
+    """First words of documents of an index."""
+    rows = shards.read_shard(store, found.identity, found.shards[0].name, found.dimension)
+    return [text[:_BEGINNING] for text in rows.texts[:_TRIED]]
