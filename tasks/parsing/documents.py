@@ -50,8 +50,8 @@ def read_documents(key: str, body: bytes, limits: Limits | None = None) -> Itera
         source.every = True
     survey = Survey("corpus")
     source.survey(survey)
-    named = _id_column(survey)
     plan = survey.decide()
+    named = _id_column(survey)
     for record in source.records(plan):
         if record is None:
             continue
