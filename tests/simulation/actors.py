@@ -23,6 +23,8 @@ class Crowd:
     """Chance to die at a request."""
     restless: float = 1.0
     """Chance that it is somebody else's turn: below 1 somebody does much while the others do nothing."""
+    hurried: set[greenlet] = field(default_factory=set)
+    """Those who have looked at a clock, and whose next request arrives before a day is over."""
     _ready: list[greenlet] = field(default_factory=list)
     _main: greenlet | None = None
 
@@ -40,11 +42,20 @@ class Crowd:
             chosen.switch()
             if chosen.dead:
                 self._ready.remove(chosen)
+                self.hurried.discard(chosen)
 
     def turn(self) -> None:
         """Let others go on; returns when it is this one's turn again."""
         if self._main is not None and getcurrent() is not self._main:
             self._main.switch()
+
+    def hurry(self) -> None:
+        """Somebody looks at a clock."""
+        self.hurried.add(getcurrent())
+
+    def arrived(self) -> None:
+        """The request of the one whose turn it is has arrived."""
+        self.hurried.discard(getcurrent())
 
     def dies(self) -> bool:
         """Whether the one whose turn it is dies here."""
@@ -67,6 +78,7 @@ class Process:
         if self.dead:
             raise Crash
         self.crowd.turn()
+        self.crowd.arrived()
         self.after()
 
     def after(self) -> None:
