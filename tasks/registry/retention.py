@@ -128,9 +128,10 @@ class _Claim:
         for key in keys:
             there = self.store.find(self.marker)
             if there is None or there.etag != self.etag or _seconds() - self.since > _LEASE.total_seconds():
+                version = self.store.uri(self.marker.removesuffix(RETIRED))
                 raise StoreError(
-                    f"the deletion of {self.store.uri(self.marker.removesuffix(RETIRED))} was held up for too long, and "
-                    "may be another's by now: run `ratchet retire` again"
+                    f"the deletion of {version} was held up for too long, and may be another's by now: "
+                    "run `ratchet retire` again"
                 )
             self.store.delete([key])
 

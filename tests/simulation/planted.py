@@ -90,11 +90,6 @@ def _fast_clock() -> list[Patch]:
     return [mock.patch.object(retention, "store_time", ahead)]
 
 
-def _goes_on() -> list[Patch]:
-    """A deletion that was held up goes on, although another has ended it since."""
-    return [mock.patch.object(retention._Claim, "delete", lambda self, keys: self.store.delete(keys))]
-
-
 def _others_checkpoints() -> list[Patch]:
     """A night that concludes deletes the checkpoints of all runs without a verdict."""
     real = night.conclude
@@ -174,7 +169,6 @@ PLANTED: Final[dict[str, Callable[[], list[Patch]]]] = {
     "removals are not committed": _keeps_the_moved,
     "a promotion does not look for the marker": _marker_unseen,
     "retention by a fast clock": _fast_clock,
-    "a deletion that was held up goes on": _goes_on,
     "checkpoints of others are deleted": _others_checkpoints,
     "a version that was rolled back is promoted": _not_held,
     "only the last version is held": _held_by_the_last_only,

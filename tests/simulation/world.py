@@ -78,6 +78,7 @@ class World:
             self.random,
             deaths=self.random.choice((0, 1, 2, 4)),
             likely=self.random.choice((0.01, 0.04)),
+            holds_up=self.random.choice((0.0, 0.5)),
             restless=self.random.choice((1.0, 0.3, 0.05)),
         )
         self.count = 0
@@ -191,9 +192,14 @@ class World:
             train = [row["query"] for row in rows if row["kind"] == "pair" and split.side(row["query"]) == "train"]
             train = [query for query in train if splits.query_key(query) not in golden]
             with self._at_once():
-                version = self._publish(store, len(train) % 4)
-                run.put(runs.CANDIDATE.name, _candidate(version, taken.commit))
-                self.in_use[run_id] = version
+                weights = len(train) if self.focus == "all" else self.random.randrange(4)
+                version = self._publish(store, weights % 4)
+                self.in_use[run_id] = version  # it is young until the run's folder names it
+                try:
+                    run.put(runs.CANDIDATE.name, _candidate(version, taken.commit))
+                except BaseException:
+                    del self.in_use[run_id]
+                    raise
             self.trained[run_id] = set(train)
         else:
             version = candidate.version
@@ -304,7 +310,7 @@ class World:
                 self.server.now += timedelta(hours=self.random.choice((1, 30, 50)))
 
     def _seconds(self) -> float:
-        """A machine's clock, which goes on while it sleeps. What is asked for next arrives before half a day is over."""
+        """A machine's clock, which goes on while it sleeps. The request that follows arrives within half a day."""
         self.crowd.hurry()
         return (self.server.now - BEGINNING).total_seconds()
 
