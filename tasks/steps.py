@@ -28,6 +28,7 @@ from prefect.artifacts import (
     create_table_artifact,
     update_progress_artifact,
 )
+from prefect.blocks.system import Secret
 from prefect.cache_policies import NO_CACHE
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
@@ -356,11 +357,21 @@ def take_in_labels(store: str, run_id: str, limits: Limits) -> int:
 @contextmanager
 def _target(address: str | None, store: str, work: str) -> Iterator[index.Target]:
     """A target for the length of a step."""
-    opened = index.open_target(address, store=store, work=Path(work))
+    opened = index.open_target(address, store=store, work=Path(work), password=_password(address))
     try:
         yield opened
     finally:
         opened.close()
+
+
+def _password(address: str | None) -> str | None:
+    """What `ratchet deploy` has put into the block of the target; None leaves it to libpq."""
+    if not index.takes_password(address):
+        return None
+    try:
+        return Secret.load(index.SECRET_BLOCK).get()  # type: ignore[union-attr, no-any-return] # its synchronous face
+    except ValueError:  # Prefect's word for a block that does not exist
+        return None
 
 
 @task(name="serving", **_LONG)

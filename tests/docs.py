@@ -26,6 +26,7 @@ _GROUPS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
     ("schedule", settings.Schedule, "`ratchet.toml`, section `schedule`."),
     ("alerts", settings.Alerts, "`ratchet.toml`, section `alerts`."),
     ("watch", settings.Watch, "`ratchet.toml`, section `watch`."),
+    ("index", settings.IndexSettings, "`ratchet.toml`, section `index`."),
     ("channels.NAME", settings.Channel, "`ratchet.toml`, one section for each channel."),
 )
 

@@ -25,7 +25,14 @@ def test_every_setting_is_there_with_what_it_means() -> None:
     """Each field of each section, and of a channel, comes after its whole description."""
     text = init.toml()
     words = " ".join(re.sub(r"^#\s*", "", line) for line in text.splitlines())
-    for section in (settings.StoreSettings, settings.Schedule, settings.Alerts, settings.Watch, settings.Channel):
+    for section in (
+        settings.StoreSettings,
+        settings.Schedule,
+        settings.Alerts,
+        settings.Watch,
+        settings.IndexSettings,
+        settings.Channel,
+    ):
         for name, field in section.model_fields.items():
             assert re.search(rf"^(# )?{name} = ", text, re.MULTILINE), name
             assert field.description

@@ -33,6 +33,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
         store.url = "s3://bucket/search"
         schedule = {cron = "0 4 * * 1-5", timezone = "Europe/Berlin"}
         alerts.late_minutes = 45
+        index = {target = "postgresql://ratchet@db/search#team.documents", secret_env = "INDEX_PASSWORD"}
         watch.max_nights = 7
         [channels.on-call]
         kind = "pagerduty"
@@ -43,6 +44,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
     assert settings.store.url == "s3://bucket/search"
     assert (settings.schedule.cron, settings.schedule.timezone) == ("0 4 * * 1-5", "Europe/Berlin")
     assert (settings.alerts.late_minutes, settings.watch.max_nights) == (45, 7)
+    assert settings.index.target == "postgresql://ratchet@db/search#team.documents"
     channel = settings.channels["on-call"]
     assert (channel.gets("failed"), channel.gets("regressed")) == (True, False)
 
@@ -62,6 +64,8 @@ def test_every_section_is_read(tmp_path: Path) -> None:
         ("[channels.ops]\nkind = 'email'\nsecret_env = 'X'", "channels.ops", "needs `sender` and `recipients`"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nsender = 'a@b.c'", "channels.ops", "kind email"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nonly = ['all']", "channels.ops.only.0", "'regressed'"),
+        ("index.target = 'mysql://u@h/d'", "index.target", "a target is lancedb:FOLDER or postgresql://"),
+        ("index.target = 'postgresql://u@h/d#documents'", "index.target", "write schema.view"),
         ("= 3", "not TOML", "line 1"),
     ],
 )
@@ -81,6 +85,9 @@ def test_a_secret_in_the_file_is_refused_and_never_repeated(tmp_path: Path) -> N
     with pytest.raises(SettingsError) as raised:
         _load(tmp_path, f"[channels.ops]\nkind = 'slack'\nsecret_env = '{secret}'")
     assert "channels.ops.secret_env" in str(raised.value)
+    assert "hunter2" not in str(raised.value)
+    with pytest.raises(SettingsError, match=r"index.target: the address of the target holds a password") as raised:
+        _load(tmp_path, "index.target = 'postgresql://ratchet:hunter2@db/search'")
     assert "hunter2" not in str(raised.value)
 
 

@@ -18,7 +18,7 @@ from uuid import UUID
 import yaml
 
 from deployments.places import DEPLOYMENTS, POOLS, ROOT
-from deployments.server import automations, channels, differences, pools
+from deployments.server import automations, channels, differences, index_secret, pools
 from deployments.server.settings import Settings
 
 
@@ -47,11 +47,13 @@ def deploy(
     try:
         for name, channel in settings.channels.items():
             channels.ensure(name, channel, environment, dry_run=True)
+        index_secret.ensure(settings.index, environment, dry_run=True)
         for name, channel in settings.channels.items():
             block = channels.ensure(name, channel, environment, dry_run=dry_run)
             blocks[name] = block.document
             lines += block.changes
-    except channels.ChannelError as error:
+        lines += index_secret.ensure(settings.index, environment, dry_run=dry_run)
+    except (channels.ChannelError, index_secret.IndexSecretError) as error:
         raise DeployError(str(error)) from None
     wanted = read(DEPLOYMENTS, settings)
     lines += ensure_pools(kind, dry_run=dry_run)
@@ -103,6 +105,8 @@ def read(file: Path, settings: Settings) -> dict[str, Any]:
             given["store"] = settings.store.url
         if watch and _flow(deployment) == "watch-production":
             given["watch"] = watch
+        if settings.index.target and _flow(deployment) == "reindex":
+            given["target"] = settings.index.target
         deployment["parameters"] = given
     return content
 

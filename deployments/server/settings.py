@@ -142,6 +142,32 @@ class Channel(Parameters):
         return not self.only or alert in self.only
 
 
+class IndexSettings(Parameters):
+    """The index of documents that follows production (docs/targets.md)."""
+
+    target: str | None = Field(
+        None,
+        description="Where the index is: lancedb:FOLDER, or postgresql://user@host/database#schema.view, without a "
+        "password. Left out: no index follows by itself, and `ratchet reindex` uses a LanceDB folder in RATCHET_WORK.",
+    )
+    secret_env: str | None = Field(
+        None,
+        description="postgresql only: name of the environment variable that holds the password. `ratchet deploy` puts "
+        "it into the Prefect block ratchet-index. Left out: PGPASSWORD or a pgpass file where the worker runs.",
+        pattern=_ENVIRONMENT_NAME,
+    )
+
+    @field_validator("target")
+    @classmethod
+    def _is_an_address(cls, value: str | None) -> str | None:
+        from tasks.index.targets import TargetError, check_address
+
+        try:
+            return None if value is None else check_address(value)
+        except TargetError as error:
+            raise ValueError(str(error)) from error
+
+
 class Settings(Parameters):
     """The whole file."""
 
@@ -149,6 +175,9 @@ class Settings(Parameters):
     schedule: Schedule = Field(default_factory=Schedule, description="When runs start.")
     alerts: Alerts = Field(default_factory=Alerts, description="How long to wait before an alert.")
     watch: Watch = Field(default_factory=Watch, description="When production counts as drifted or stale.")
+    index: IndexSettings = Field(
+        default_factory=IndexSettings, description="The index of documents that follows production."
+    )
     channels: dict[str, Channel] = Field(
         default_factory=dict, description="Where alerts go, by a name of small letters, digits and dashes."
     )

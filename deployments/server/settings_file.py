@@ -19,7 +19,12 @@ _HEAD: Final = """\
 What `ratchet deploy` sets up. Every value below is the default: change what you need, delete what you do not.
 The file holds no secret; it may be committed."""
 
-_EXAMPLES: Final = {"url": "s3://bucket/prefix", "sender": "ratchet@example.org"}
+_EXAMPLES: Final = {
+    "url": "s3://bucket/prefix",
+    "sender": "ratchet@example.org",
+    "target": "postgresql://ratchet@db.example.org/search",
+    "secret_env": "INDEX_PASSWORD",
+}
 """Values for settings that have no default, in lines that are comments."""
 
 

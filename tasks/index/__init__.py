@@ -5,10 +5,19 @@ from tasks.index.renew import Renewed, follow
 from tasks.index.serving import Serving, find_serving
 from tasks.index.shards import ShardError
 from tasks.index.stages import Embedded, embed, load, switch
-from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, open_target
+from tasks.index.targets import (
+    MIN_RECALL,
+    SECRET_BLOCK,
+    Live,
+    Target,
+    TargetError,
+    open_target,
+    takes_password,
+)
 
 __all__ = [
     "MIN_RECALL",
+    "SECRET_BLOCK",
     "DocumentsError",
     "Embedded",
     "Live",
@@ -23,4 +32,5 @@ __all__ = [
     "load",
     "open_target",
     "switch",
+    "takes_password",
 ]

@@ -144,6 +144,28 @@ def test_no_secret_is_seen_and_none_means_nothing_is_changed(hook: Receiver, cli
     assert _standing(client) == before
 
 
+def test_the_password_of_the_index_is_in_a_block_alone(client: SyncPrefectClient, on_stack: local.Stack) -> None:
+    """It is hidden there, kept when somebody without it deploys, and replaced when it changes."""
+    target = "postgresql://ratchet@127.0.0.1/search"
+    with_index = Settings.model_validate({"index": {"target": target, "secret_env": "INDEX_PASSWORD"}})
+    with pytest.raises(deploy.DeployError, match="environment variable INDEX_PASSWORD is not set"):
+        deploy.deploy(with_index, environment=on_stack.environment())
+    environment = {**on_stack.environment(), "INDEX_PASSWORD": "hunter2"}
+    try:
+        assert "block ratchet-index: new, Secret" in deploy.deploy(with_index, environment=environment)
+        assert deploy.deploy(with_index, environment=environment, dry_run=True) == []
+        assert deploy.deploy(with_index, environment=on_stack.environment(), dry_run=True) == []
+        moved = deploy.deploy(with_index, environment={**environment, "INDEX_PASSWORD": "hunter3"}, dry_run=True)
+        assert moved == ["block ratchet-index: value changes"]
+        block = client.read_block_document_by_name("ratchet-index", "secret")
+        assert "hunter" not in block.model_dump_json()
+        assert "hunter" not in json.dumps(_standing(client)["deployments"])
+        assert client.read_deployment_by_name("reindex/after-promotion").parameters["target"] == target
+    finally:
+        deploy.deploy(Settings(), environment=on_stack.environment())
+        client.delete_block_document(client.read_block_document_by_name("ratchet-index", "secret").id)
+
+
 def _ratchet(stack: local.Stack, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
     """The command line in a process of its own, on the stack's server."""
     environment = {**os.environ, **stack.environment(), "NO_COLOR": "1", "COLUMNS": "200", **settings}

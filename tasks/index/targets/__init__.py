@@ -1,6 +1,6 @@
 """Where an index is served from: one protocol, and what implements it."""
 
-from tasks.index.targets.opening import check_address, open_target
+from tasks.index.targets.opening import SECRET_BLOCK, check_address, open_target, takes_password
 from tasks.index.targets.protocol import (
     Contents,
     GoneError,
@@ -17,6 +17,7 @@ from tasks.index.targets.verification import MIN_RECALL, VerificationError, Veri
 
 __all__ = [
     "MIN_RECALL",
+    "SECRET_BLOCK",
     "Contents",
     "GoneError",
     "Hit",
@@ -31,5 +32,6 @@ __all__ = [
     "check_address",
     "contents_of",
     "open_target",
+    "takes_password",
     "verify",
 ]

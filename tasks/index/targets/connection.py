@@ -156,7 +156,7 @@ def said(address: Address, what: str) -> Iterator[None]:
     try:
         yield
     except (psycopg.errors.UndefinedTable, psycopg.errors.InvalidSchemaName) as error:
-        raise GoneError(f"{address} cannot {what}: {_first(error)}; run `ratchet reindex`") from error
+        raise GoneError(f"there is no index in {address} to {what} ({_first(error)}): run `ratchet reindex`") from error
     except psycopg.Error as error:
         remedy = _REMEDIES.get(error.sqlstate or "", "")
         if not remedy and isinstance(error, psycopg.OperationalError):

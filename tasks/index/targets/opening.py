@@ -11,6 +11,9 @@ from tasks.index.targets.lance import LanceTarget
 from tasks.index.targets.postgres import PostgresTarget
 from tasks.index.targets.protocol import Target, TargetError
 
+SECRET_BLOCK: Final = "ratchet-index"  # noqa: S105 - a name
+"""Name of the Prefect block with the password of the target, where `ratchet deploy` has put one."""
+
 _LANCE: Final = "lancedb"
 
 
@@ -27,6 +30,11 @@ def check_address(address: str) -> str:
     return address
 
 
+def takes_password(address: str | None) -> bool:
+    """Whether a target at this address asks for a password."""
+    return address is not None and address.partition(":")[0] in connection.SCHEMES
+
+
 def open_target(address: str | None, *, store: str, work: Path, password: str | None = None) -> Target:
     """Open the target at an address: `lancedb:FOLDER` or `postgresql://user@host/database#schema.view`.
 
@@ -36,8 +44,8 @@ def open_target(address: str | None, *, store: str, work: Path, password: str | 
     Raises TargetError.
     """
     address = check_address(address or f"{_LANCE}:")
-    scheme, _, rest = address.partition(":")
-    if scheme != _LANCE:
+    if takes_password(address):
         return PostgresTarget(connection.parse(address, password))
+    folder = address.partition(":")[2]
     own = work / "index" / hashlib.sha256(store.encode()).hexdigest()[:16]
-    return LanceTarget(Path(rest).expanduser().absolute() if rest else own)
+    return LanceTarget(Path(folder).expanduser().absolute() if folder else own)

@@ -109,7 +109,7 @@ class PostgresTarget:
                 if found != index.dimension:
                     raise TargetError(
                         f"index {index.name} in {self.address} has vectors of {found} dimensions, not "
-                        f"{index.dimension}: delete it, or build under another name"
+                        f"{index.dimension}: somebody else made it: delete it there"
                     )
                 connection.execute(
                     self._sql(
@@ -136,7 +136,7 @@ class PostgresTarget:
             with connection.transaction():
                 served = self._sql("SELECT 1 FROM {_switches} WHERE live->'index'->>'name' = %s")
                 if connection.execute(served, (name,)).fetchone():
-                    raise TargetError(f"index {name} in {self.address} has served: build under another name")
+                    raise TargetError(f"index {name} in {self.address} has served, and is not written again")
                 mark = self._sql("INSERT INTO {_shards} VALUES (%s, %s) ON CONFLICT DO NOTHING")
                 if connection.execute(mark, (name, shard)).rowcount:
                     self._copy(connection, name, rows)
