@@ -12,10 +12,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.config import Checks, Gate, Index, Limits, Pending, Refused, Training
+from tasks.config import Checks, Gate, Limits, Pending, Refused, Training
 
 Precision = Literal["fp32", "bf16", "fp16"]
-Side = Literal["both", "query"]
 
 
 @dataclass(frozen=True)
@@ -115,13 +114,11 @@ class Plan:
         start: "base", or the version whose weights are gone on from.
         since: Rows of later commits are new to that version; 0 from base, which trains on all.
         why: One sentence for the report.
-        side: What is trained; `both` where a full fine-tuning is due, whatever the settings say.
     """
 
     start: str
     since: int
     why: str
-    side: Side = "both"
 
 
 @dataclass(frozen=True)
@@ -209,10 +206,7 @@ class Trained:
         estimate: What it was expected to take; seconds, dollars: what it took.
         peak_memory: Bytes.
         device: What computed it, by name; empty in runs of older versions.
-        cuts: Documents that were cut; None in runs of older versions, and where none was encoded.
-        side: What was trained.
-        alpha: Share of the way from the weights started from to the tuned ones that was saved.
-        averaged: Dev MRR by that share, where averages were tried.
+        cuts: Documents that were cut; None in runs of older versions.
     """
 
     steps: int
@@ -240,9 +234,6 @@ class Trained:
     peak_memory: int
     device: str = ""
     cuts: Cuts | None = None
-    side: Side = "both"
-    alpha: float = 1.0
-    averaged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -253,12 +244,6 @@ class Origin:
     started_from: str
     base: str
     commit: int
-    side: Side = "both"
-
-    @property
-    def full(self) -> bool:
-        """Whether both sides were trained, from the base model."""
-        return self.started_from == "base" and self.side == "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -304,15 +289,13 @@ class SideScored:
     """One model on the test set. `version` None: the base model.
 
     `scores` are means by metric over the queries that decide (those that nearly repeat a training query do not),
-    `by_dimension` means over all queries for each Matryoshka dimension. `documents` is the identity of its document
-    vectors; None in runs of older versions.
+    `by_dimension` means over all queries for each Matryoshka dimension.
     """
 
     version: str | None
     fingerprint: str
     scores: dict[str, float]
     by_dimension: dict[str, dict[str, float]]
-    documents: str | None = None
 
 
 @dataclass(frozen=True)
@@ -329,26 +312,6 @@ class Band:
     gains: dict[str, float]
 
 
-@dataclass(frozen=True)
-class Reindexing:
-    """What becomes of an index of documents when the candidate serves.
-
-    Attributes:
-        index: Whether it stays as it is.
-        documents: All documents of the night: what has to be encoded where it moves.
-        per_second: Documents that this machine encodes in a second, measured on a few.
-    """
-
-    index: Index
-    documents: int
-    per_second: float
-
-    @property
-    def hours(self) -> float:
-        """Hours in which this machine encodes all documents."""
-        return self.documents / self.per_second / 3600
-
-
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """`scores.json`: both sides on one test set.
@@ -361,7 +324,6 @@ class Scored:
         serving: What is wrong with the published candidate when it is served; empty where nothing is.
         numeric_path: How vectors were computed.
         by_similarity: The gain by how near training came to a query, the farthest first.
-        reindexing: What becomes of an index; None in runs of older versions.
     """
 
     candidate: SideScored
@@ -372,7 +334,6 @@ class Scored:
     serving: Sequence[str]
     numeric_path: str
     by_similarity: Sequence[Band] = ()
-    reindexing: Reindexing | None = None
 
     @property
     def sides(self) -> dict[str, SideScored]:

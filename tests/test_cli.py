@@ -20,7 +20,7 @@ from tasks.storage import Store
 COMMANDS = {
     *("demo", "tour", "try", "convert", "read", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
-    *("history", "pull", "rollback", "release", "retire"),
+    *("history", "pull", "rollback", "release", "reindex", "retire", "search"),
     *("read", "rows", "quarantine", "forget", "doctor", "alerts"),
 }
 

@@ -198,6 +198,7 @@ _FOR_PEOPLE = frozenset(
         *("CliError", "UsageError", "StackError", "RunError", "DeployError", "DrainError", "SettingsError"),
         *("StoreError", "LogError", "SplitError", "RegistryError", "RefusedError", "VersionError", "LedgerError"),
         *("TrialError", "ConvertError", "ModelError", "TrainingError"),
+        *("TargetError", "GoneError", "SwitchedError", "VerificationError", "IndexSecretError"),
     }
 )
 """Errors whose message is what a command or a failed night says."""

@@ -15,7 +15,19 @@ from typing import Final
 
 import typer
 
-from deployments.cli import alerts, indexing, joining, looking, nights, reading, stack, trying, versions, workers
+from deployments.cli import (
+    alerts,
+    indexing,
+    joining,
+    looking,
+    nights,
+    reading,
+    searching,
+    stack,
+    trying,
+    versions,
+    workers,
+)
 from deployments.cli.common import CliError, UsageError, errors
 from deployments.stack import local
 from deployments.terminal.text import escape, sanitise_logs
@@ -49,6 +61,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "history": versions.history,
         "pull": versions.pull,
         "reindex": indexing.reindex,
+        "search": searching.search,
         "rollback": versions.rollback,
         "release": versions.release,
         "retire": versions.retire,

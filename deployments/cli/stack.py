@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
+import sys
 import time
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rich.table import Table
@@ -29,6 +32,8 @@ if TYPE_CHECKING:
 
 DEMO: Final = "demo"
 """Name of the demonstration's own store on the local stack, apart from the one that scheduled runs work on."""
+
+_QUESTION: Final = "keep a copy of my database in another region"
 
 
 def up(state: StateOption = None) -> None:
@@ -93,11 +98,29 @@ def demo(state: StateOption = None) -> None:
                 f"Model      version {production.version} in {escape(store.uri(f'models/{production.version}/'))}"
             )
             console.print(f"           also, verified, in {escape(str(folder))}: SentenceTransformer({str(folder)!r})")
+            _build_index(store)
         console.print(f"Report     {escape(outcome.report or 'none')}")
         console.print(
             f"UI         `make up`, then {stack.ui_url} (password: the line in {escape(str(stack.password_file))})"
         )
         console.print(f"Took       {time.monotonic() - began:.0f} s")
+
+
+def _build_index(store: Store) -> None:
+    """Build the index of the demo, and say how to ask it; without one the demo is none the worse."""
+    from deployments.demo import index
+    from flows.context import work_folder
+    from tasks.index import DocumentsError, ShardError, TargetError
+
+    say("embedding the documents with what serves, for a search")
+    try:
+        count = index.build(store, work_folder())
+    except (TargetError, DocumentsError, ShardError) as error:
+        console.print(f"Search     no index was built: {escape(str(error))}")
+        return
+    program = "ratchet" if shutil.which("ratchet") else os.path.relpath(Path(sys.executable).with_name("ratchet"))
+    console.print(f"Search     {escape(program)} search {shlex.quote(_QUESTION)}")
+    console.print(f"           among {count:,} documents: what the model found before, and what it finds now")
 
 
 def tour(state: StateOption = None) -> None:

@@ -85,7 +85,7 @@ class Stack:
 
     def store(self, name: str = "main") -> str:
         """Address of a store on this stack; `main` is the one its scheduled runs work on."""
-        return f"s3://{BUCKET}/{name}"
+        return store_url(name)
 
     def logs(self) -> Path:
         """Folder with one log file for each service."""
@@ -112,6 +112,16 @@ class Stack:
     def running(self) -> dict[str, bool]:
         """Whether each service still runs, by name."""
         return {name: _carries(pid, self.mark) for name, pid in self.services.items()}
+
+
+def store_url(name: str) -> str:
+    """Address of a store on any local stack."""
+    return f"s3://{BUCKET}/{name}"
+
+
+def has_store(state: Path) -> bool:
+    """Whether a stack has ever run on this state folder, so that its S3 server has data."""
+    return (state / "seaweedfs").is_dir()
 
 
 def find(state: Path) -> Stack | None:
@@ -155,6 +165,21 @@ def running(
         yield owned.start()
 
 
+@contextlib.contextmanager
+def store_alone(state: Path) -> Iterator[None]:
+    """The S3 server of a stack that does not run, for the length of a `with` block; this process works on it.
+
+    For what needs the store and not Prefect: it starts in a second or two. Raises StackError.
+    """
+    state = state.resolve()
+    with _locked(state), contextlib.ExitStack() as stack:
+        guard.end(f"{state}:")
+        owned = _Owned(state, DEPLOYMENTS, None, lambda _: None)
+        stack.callback(owned.stop)
+        os.environ.update(owned.start_store())
+        yield
+
+
 class _Owned:
     """The processes of a stack that this process starts and stops."""
 
@@ -190,6 +215,13 @@ class _Owned:
             file.writelines(f"export {name}={shlex.quote(value)}\n" for name, value in stack.environment().items())
         _write(self.state / "stack.json", {**asdict(stack), "state": str(self.state)})
         return stack
+
+    def start_store(self) -> dict[str, str]:
+        """Start the S3 server only; returns the settings of its clients."""
+        self._start_guard()
+        (self.state / "logs").mkdir(exist_ok=True)
+        server = self._start_s3(tuple(_read_ports(self.state).get("s3", ())))
+        return {**server.environment(), "RATCHET_WORK": str(self.state / "work")}
 
     def stop(self) -> None:
         """Stop the workers, then the servers, then whatever is left, and wait until it is gone."""

@@ -46,7 +46,7 @@ def find_serving(store: Store, work: Path, base_model: str | None = None) -> Ser
     """
     production = read_production(store)
     version = production.version if production is not None and production.version is not None else BASE
-    base = base_model or _last_base_model(store)
+    base = base_model or last_base_model(store)
     folder = folder_of(store, version, base, work)
     dimension = served(load(folder, "cpu")).dimension
     model = Model(version, base, document_identity(folder), dimension)
@@ -59,7 +59,7 @@ def still_serves(store: Store, serving: Serving) -> bool:
     return (production.promotion if production else 0) == serving.promotion
 
 
-def _last_base_model(store: Store) -> str:
+def last_base_model(store: Store) -> str:
     """The base model of the latest night that says one."""
     for run in islice(runs.backwards(store), _LATEST):
         settings = run.find(runs.SETTINGS)

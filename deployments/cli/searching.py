@@ -1,0 +1,73 @@
+"""The command that asks the index."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from deployments.cli.common import StateOption, StoreOption, connect, console, hush, state_folder
+from deployments.cli.indexing import TargetOption
+from deployments.cli.stack import DEMO
+from deployments.stack import local
+from deployments.terminal.text import escape
+
+if TYPE_CHECKING:
+    from tasks.storage import Store
+
+
+def search(
+    question: Annotated[str, typer.Argument(help="What to look for.")],
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="How many documents to show.")] = 5,
+    target: TargetOption = None,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Search the index that follows production, beside what the model before finds: before and after, side by side.
+
+    Without a store it asks the main store of the local stack, or the demo's where nothing serves there; a stack that
+    does not run is started as far as the search needs it.
+    """
+    hush()
+    from deployments.terminal import hits
+    from flows.context import work_folder
+    from tasks.index import open_target
+    from tasks.index.comparison import compare
+    from tasks.index.serving import last_base_model
+
+    with _opened(state, store) as opened:
+        work = work_folder()
+        found_in = open_target(target, store=opened.url, work=work)
+        with contextlib.closing(found_in):
+            found = compare(opened, found_in, question, k, last_base_model(opened), work)
+    console.print(f"[dim]{escape(opened.url)}, {escape(found_in.address)}[/]\n")
+    console.print(hits.comparison(found))
+    for note in hits.notes(found):
+        console.print(note)
+
+
+@contextlib.contextmanager
+def _opened(state: Path | None, store: str | None) -> Iterator[Store]:
+    """The store that is meant; where it is that of a local stack that does not run, with its S3 server meanwhile."""
+    folder = state_folder(state)
+    on_stack = store is None and not os.environ.get("RATCHET_STORE")
+    with contextlib.ExitStack() as stack:
+        if on_stack and local.find(folder) is None and local.has_store(folder):
+            stack.enter_context(local.store_alone(folder))
+            yield _of_stack()
+        else:
+            opened = connect(state, store)
+            yield _of_stack() if on_stack else opened
+
+
+def _of_stack() -> Store:
+    """The main store of the local stack, or the demo's where nothing serves in the main one."""
+    from tasks.registry import read_production
+    from tasks.storage import Store
+
+    main, demo = (Store.open(local.store_url(name)) for name in ("main", DEMO))
+    return demo if read_production(main) is None and read_production(demo) is not None else main

@@ -1,0 +1,140 @@
+"""`ratchet search`: before and after, side by side, on real servers and with small random models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from deployments.cli import app
+from deployments.cli.common import console
+from deployments.demo import index as demo_index
+from tasks.index import TargetError, open_target
+from tasks.index.comparison import Comparison, compare
+from tasks.registry import BASE, promote, publish, read_production
+from tasks.scoring import serving
+from tasks.storage import Store
+from tests import tiny_models
+
+COUNT = 12
+HOSTILE = "\x1b]52;c;cGF3bmVk\x07 [bold]not markup[/] \u202edrow"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A base model, and two that give other vectors."""
+    return [
+        tiny_models.save(tmp_path_factory.mktemp(pooling), pooling=pooling) for pooling in ("mean", "cls", "lasttoken")
+    ]
+
+
+@pytest.fixture
+def filled(store: Store) -> Store:
+    """A store with documents, one of which would act on a terminal."""
+    rows = [f'{{"id": "d{i}", "text": "the {"quick " * i}fox number {i}"}}' for i in range(COUNT - 1)]
+    rows.append(
+        '{"id": "hostile", "text": "' + HOSTILE.encode("unicode_escape").decode().replace("\\x", "\\u00") + '"}'
+    )
+    store.put("documents/a.jsonl", "\n".join(rows).encode())
+    return store
+
+
+def _promote(store: Store, folder: Path) -> str:
+    version = publish(store, folder, serving.describe(folder))
+    now = read_production(store)
+    promote(store, version, now and now.etag, run_id=version, who="night", reason="better", scores={})
+    return version
+
+
+def _compared(store: Store, base: Path, work: Path, k: int = 5) -> Comparison:
+    return compare(store, open_target(None, store=store.url, work=work), "the quick fox", k, str(base), work)
+
+
+def test_the_model_before_is_shown_without_an_index_of_its_own(
+    filled: Store, models: list[Path], tmp_path: Path
+) -> None:
+    """As after the demo: the base model's vectors are computed, or come from the cache of the night."""
+    version = _promote(filled, models[1])
+    assert demo_index.build(filled, tmp_path) == COUNT
+    found = _compared(filled, models[0], tmp_path, COUNT)
+    assert found.before is not None
+    assert (found.before.model, found.after.model) == ("the base model", f"version {version}")
+    assert {hit.text for hit in found.before.hits} == {hit.text for hit in found.after.hits}
+    assert [hit.score for hit in found.before.hits] != [hit.score for hit in found.after.hits]
+    scores = [hit.score for hit in found.before.hits]
+    assert scores == sorted(scores, reverse=True)
+    assert found.notes == ()
+    assert demo_index.build(filled, tmp_path) == COUNT
+
+
+def test_the_former_index_is_used_while_the_target_has_it(filled: Store, models: list[Path], tmp_path: Path) -> None:
+    """After a second promotion both sides are searches of an index."""
+    first = _promote(filled, models[1])
+    demo_index.build(filled, tmp_path)
+    second = _promote(filled, models[2])
+    lagging = _compared(filled, models[0], tmp_path)
+    assert lagging.after.model == f"version {first}"
+    assert lagging.notes == (
+        f"version {second} is in production, but the index is still that of version {first}: run `ratchet reindex`",
+    )
+    demo_index.build(filled, tmp_path)
+    found = _compared(filled, models[0], tmp_path)
+    assert found.before is not None
+    assert (found.before.model, found.after.model) == (f"version {first}", f"version {second}")
+    assert found.before.how == f"{COUNT} documents, its former index"
+    assert found.before.hits == lagging.after.hits
+    assert found.notes == ()
+
+
+def test_before_any_promotion_there_is_one_side(
+    filled: Store, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The base model alone."""
+    monkeypatch.setattr("tasks.index.serving.BUNDLED_MODEL", str(models[0]))
+    demo_index.build(filled, tmp_path)
+    found = _compared(filled, models[0], tmp_path)
+    assert (found.before, found.after.model) == (None, "the base model")
+    assert found.notes == ("nothing served before: after a promotion both models are shown side by side",)
+    target = open_target(None, store=filled.url, work=tmp_path)
+    live = target.live()
+    assert live is not None
+    assert live.model == BASE
+
+
+def _ratchet(store: Store, *arguments: str) -> str:
+    """What the command prints."""
+    runner = CliRunner()
+    with runner.isolation() as (out, _, _), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "file", None)
+        app(["search", *arguments, "--store", store.url], standalone_mode=False)
+        return out.getvalue().decode()
+
+
+def test_the_command_shows_both_sides_and_nothing_that_a_terminal_obeys(
+    filled: Store, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts are escaped and cut; a document says where the model before had it."""
+    monkeypatch.setenv("RATCHET_WORK", str(tmp_path))
+    monkeypatch.setenv("RATCHET_STORE", filled.url)
+    monkeypatch.setenv("COLUMNS", "160")
+    monkeypatch.setattr("tasks.index.serving.BUNDLED_MODEL", str(models[0]))
+    with pytest.raises(TargetError, match="has no index yet: run `ratchet reindex`"):
+        _ratchet(filled, "the quick fox")
+    version = _promote(filled, models[1])
+    demo_index.build(filled, tmp_path)
+    said = _ratchet(filled, "the quick fox", "-k", str(COUNT))
+    assert "before: the base model" in said
+    assert f"after: version {version}" in said
+    assert "\x1b]52" not in said
+    assert "\u202e" not in said
+    assert "[bold]not markup[/]" in said
+    assert "was " in said
+    few = _ratchet(filled, "the quick fox", "-k", "1")
+    assert few.count("fox number") <= 2
+
+
+def test_only_one_result_is_asked_for_with_a_number_that_makes_sense(store: Store) -> None:
+    """Typer refuses what is out of bounds."""
+    done = CliRunner().invoke(app, ["search", "x", "-k", "0", "--store", store.url])
+    assert done.exit_code == 2
