@@ -274,6 +274,52 @@ def test_an_index_that_is_deleted_between_record_and_search_is_asked_for_again(o
     assert (answer.live.model, answer.hits[0][0].id) == (Rotated(1).version, "d7")
 
 
+def test_the_former_model_answers_while_the_new_one_is_loaded(opening: Opening) -> None:
+    """A promotion costs no query a wait: the former index is searched by the former model until then."""
+    target, loaded = opening(), threading.Event()
+
+    def load(version: str) -> Rotated:
+        """The second model takes its time."""
+        if version == Rotated(1).version:
+            assert loaded.wait(SECONDS)
+        return Rotated(int(version, 16))
+
+    searcher = Searcher(opening(), load)
+    promoted(target, Rotated(0))
+    searcher.search(["document 3"], 1)
+    promoted(target, Rotated(1))
+    for _ in range(3):
+        answer = searcher.search(["document 3"], 1)
+        assert (answer.live.model, answer.hits[0][0].id) == (Rotated(0).version, "d3")
+    loaded.set()
+    answers = (searcher.search(["document 3"], 1) for _ in range(MOST_QUERIES))
+    new = next(answer for answer in answers if answer.live.model == Rotated(1).version)
+    assert new.hits[0][0].id == "d3"
+
+
+def test_a_model_that_cannot_be_loaded_fails_no_query(
+    opening: Opening, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The store is away when a promotion comes: searches go on, the log says why, and the next attempt succeeds."""
+    monkeypatch.setattr("tasks.index.client._PAUSE_SECONDS", 0.0)
+    target, failures = opening(), iter([OSError("the store is away")])
+
+    def load(version: str) -> Rotated:
+        if version == Rotated(1).version and (failure := next(failures, None)):
+            raise failure
+        return Rotated(int(version, 16))
+
+    searcher = Searcher(opening(), load)
+    promoted(target, Rotated(0))
+    searcher.search(["document 3"], 1)
+    promoted(target, Rotated(1))
+    answers = (searcher.search(["document 3"], 1) for _ in range(MOST_QUERIES))
+    seen = [answer.live.model for answer in itertools.takewhile(lambda a: a.live.model == Rotated(0).version, answers)]
+    assert seen
+    assert "the store is away" in caplog.text
+    assert "which serves, cannot be loaded: the former one answers" in caplog.text
+
+
 def test_a_search_before_the_first_index_says_what_to_run(opening: Opening) -> None:
     """An empty target is told from one that finds nothing."""
     with pytest.raises(TargetError, match=r"has no index yet: run `ratchet reindex`"):
@@ -641,7 +687,7 @@ def test_a_wrong_password_is_told_without_it(server: Server) -> None:
         "postgresql://user:s3cret@host/db",
         "postgresql://user@host/db?password=s3cret",
         "postgresql://user:s3cret@host:notaport/db",
-        "postgres://user@host/db?sslmode=require&passfile=/s3cret",
+        "postgres://user@host/db?sslmode=require&sslpassword=s3cret",
         "mysql://user:s3cret@host/db",
         "lancedb:s3://s3cret/prefix",
         "s3cret",

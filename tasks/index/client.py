@@ -4,11 +4,16 @@ One record of the target says which index serves and which model encodes its que
 encodes with that model, and asks that index by its name. An index that served never changes, and stays for a while
 after a switch: so whatever is switched meanwhile, the answer is that of one model. Where the index is gone by then,
 the search starts again.
+
+A model that begins to serve has to be fetched and loaded. Until it is, searches are answered by the former model on
+the former index, which is kept for this.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,26 +21,35 @@ from typing import Final
 
 import numpy as np
 
+from tasks.index.encoder import folder_of
 from tasks.index.targets import GoneError, Hit, Live, Target, TargetError
-from tasks.registry import BASE, pull
 from tasks.storage import Store
 
 QueryEncoder = Callable[[Sequence[str]], np.ndarray]
 """Texts -> float32 unit vectors of shape (n_texts, dimension), by the query side of one model."""
 
+_LOG: Final = logging.getLogger(__name__)
 _ATTEMPTS: Final = 5
 """Searches of one query; another is needed only where an index was deleted since the record was read."""
 
-_KEPT: Final = 2
-"""Models held in memory: what serves, and what served before."""
+_PAUSE_SECONDS: Final = 30.0
+"""Between two attempts to load a model that could not be loaded."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What was found for each query, and by what: index and model of the one record that was read."""
+    """What was found for each query, and by what: index and model of one record."""
 
     live: Live
     hits: list[list[Hit]]
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A record with the query encoder of its model, loaded."""
+
+    live: Live
+    encode: QueryEncoder
 
 
 class Searcher:
@@ -45,47 +59,77 @@ class Searcher:
         """`load` gives the query encoder of a version; it is called once for each that serves (`query_encoders`)."""
         self._target = target
         self._load = load
-        self._encoders: dict[str, QueryEncoder] = {}
+        self._ready: _Ready | None = None  # replaced as a whole: searches read it without a lock
         self._loading = threading.Lock()
+        self._not_before = 0.0
 
     def search(self, queries: Sequence[str], k: int = 10) -> Answer:
-        """The k nearest documents of each query. Raises TargetError, also where nothing serves yet."""
+        """The k nearest documents of each query.
+
+        Raises TargetError, also where nothing serves yet; and what loading raises, where there is no former model.
+        `Answer.live` is what answered. That is what served before while the model of the new index is being loaded,
+        or cannot be.
+        """
         for _ in range(_ATTEMPTS):
             live = self._target.live()
             if live is None:
                 raise TargetError(f"{self._target.address} has no index yet: run `ratchet reindex`")
-            vectors = self._encoder(live.model)(queries)
+            ready = self._for(live)
             try:
-                return Answer(live, self._target.search(live.index.name, vectors, k))
+                return Answer(ready.live, self._target.search(ready.live.index.name, ready.encode(queries), k))
             except GoneError:
-                continue
+                self._ready = None  # the next attempt waits for what serves now
         raise TargetError(f"{self._target.address} lost its index {_ATTEMPTS} times while it was searched: try again")
 
-    def _encoder(self, model: str) -> QueryEncoder:
-        found = self._encoders.get(model)
-        if found is not None:
-            return found
-        with self._loading:
-            if model not in self._encoders:
-                loaded = self._load(model)
-                kept = list(self._encoders.items())[1 - _KEPT :]
-                self._encoders = {**dict(kept), model: loaded}  # replaced as a whole: others read it without the lock
-            return self._encoders[model]
+    def _for(self, live: Live) -> _Ready:
+        """What answers: the record itself once its model is loaded, and until then what served before."""
+        ready = self._ready
+        if ready is None:
+            with self._loading:
+                return self._prepared(live)
+        if ready.live.model == live.model:
+            return self._renewed(ready, live)
+        if time.monotonic() >= self._not_before and self._loading.acquire(
+            blocking=False
+        ):  # else it is being loaded already
+            threading.Thread(target=self._prepare, args=(live,), daemon=True).start()
+        return ready
+
+    def _prepare(self, live: Live) -> None:
+        """Load a model while searches go on; takes over the lock of the thread that started it."""
+        try:
+            self._prepared(live)
+        except Exception:  # noqa: BLE001 - whatever it is: searches go on with what served before, and the next one tries again
+            self._not_before = time.monotonic() + _PAUSE_SECONDS
+            _LOG.exception("the model %s, which serves, cannot be loaded: the former one answers", live.model)
+        finally:
+            self._loading.release()
+
+    def _prepared(self, live: Live) -> _Ready:
+        ready = self._ready
+        if ready is not None and ready.live.model == live.model:
+            return self._renewed(ready, live)
+        self._ready = ready = _Ready(live, self._load(live.model))
+        return ready
+
+    def _renewed(self, ready: _Ready, live: Live) -> _Ready:
+        """The same model with the index that it has by now."""
+        if ready.live == live:
+            return ready
+        self._ready = ready = _Ready(live, ready.encode)
+        return ready
 
 
 def query_encoders(store: Store, work: Path, base_model: str) -> Callable[[str], QueryEncoder]:
     """Encoders for a `Searcher`: the verified files of a version, pulled to `work`, or the base model by its name.
 
-    What they raise is a RegistryError or a ModelError.
+    What they raise is a RegistryError, a ModelError or a StoreError.
     """
 
     def load(model: str) -> QueryEncoder:
         from tasks import encoding
 
-        named = model == BASE
-        loaded = encoding.load(
-            encoding.resolve_model(base_model) if named else pull(store, model, work / "models" / model)
-        )
+        loaded = encoding.load(folder_of(store, model, base_model, work))
         return lambda queries: encoding.encode(loaded, queries, "query", name=f"model {model}")
 
     return load

@@ -26,7 +26,7 @@ from deployments.server.settings import AlertName, Channel, Settings, StoreSetti
 from deployments.stack import local
 from flows.retrain import retrain
 from flows.watch_production import watch_production
-from tasks import alerts, intake, registry
+from tasks import alerts, intake, registry, steps
 from tasks.config import Delta, Model, Outcome, Watch
 from tasks.report import Evidence, Fallen, messages
 from tasks.runs import Run, run_id
@@ -157,6 +157,7 @@ def test_the_password_of_the_index_is_in_a_block_alone(client: SyncPrefectClient
         assert deploy.deploy(with_index, environment=on_stack.environment(), dry_run=True) == []
         moved = deploy.deploy(with_index, environment={**environment, "INDEX_PASSWORD": "hunter3"}, dry_run=True)
         assert moved == ["block ratchet-index: value changes"]
+        assert (steps._password(target), steps._password("lancedb:"), steps._password(None)) == ("hunter2", None, None)
         block = client.read_block_document_by_name("ratchet-index", "secret")
         assert "hunter" not in block.model_dump_json()
         assert "hunter" not in json.dumps(_standing(client)["deployments"])

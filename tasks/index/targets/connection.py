@@ -23,7 +23,7 @@ _LEAST: Final = (0, 5)
 _IDENTIFIER: Final = re.compile(r"[a-z_][a-z0-9_]{0,29}")
 """Names of schema and view. With the name of an index behind it the name of a table still fits in 63 bytes."""
 
-_SECRETS: Final = {"password", "passfile", "sslpassword"}
+_SECRETS: Final = {"password", "sslpassword"}
 
 _REMEDIES: Final = {
     "42501": "grant the right: docs/targets.md lists those that a target needs",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _FILE: Final = "served.json"
 _LOCK: Final = "served.lock"
+_DROPPED: Final = ".dropped"
+"""How the folder of a table ends that is being deleted."""
+
 _SECONDS: Final = 600.0
 """How long a writer waits for another."""
 
@@ -185,10 +189,13 @@ class LanceTarget:
             live = self.live()
             if live is not None and live.index.name == name:
                 raise TargetError(f"index {name} in {self.address} serves: switch to another before it is deleted")
+            self._write([earlier for earlier in self._read() if earlier.index.name != name])
             with self._words("deleted"):
-                self._write([earlier for earlier in self._read() if earlier.index.name != name])
+                # gone at once, and not file by file: a search that is under way sees that, and asks again
                 if name in self.indexes():
-                    self._database.drop_table(name)
+                    (self._folder / f"{name}.lance").rename(self._folder / f"{name}{_DROPPED}")
+                for dropped in self._folder.glob(f"*{_DROPPED}"):
+                    shutil.rmtree(dropped)
 
     def close(self) -> None:
         """Nothing is held open."""

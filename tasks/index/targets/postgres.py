@@ -62,6 +62,7 @@ class PostgresTarget:
         """Connect. Raises TargetError."""
         self._address = address
         self._turn = threading.RLock()
+        self._known = False  # whether the tables are known to be there: nobody takes them away
         self._connection = connect(address)
 
     @property
@@ -240,11 +241,13 @@ class PostgresTarget:
         return sql.SQL(text).format(schema=schema, view=sql.SQL("{}.{}").format(schema, view), **known, **literals)
 
     def _is_set_up(self, connection: Connection[Any]) -> bool:
-        row = connection.execute(
-            "SELECT 1 FROM pg_catalog.pg_tables WHERE (schemaname, tablename) = (%s, %s)",
-            (self._address.schema, f"{self._address.view}__switches"),
-        ).fetchone()
-        return row is not None
+        if not self._known:
+            row = connection.execute(
+                "SELECT 1 FROM pg_catalog.pg_tables WHERE (schemaname, tablename) = (%s, %s)",
+                (self._address.schema, f"{self._address.view}__switches"),
+            ).fetchone()
+            self._known = row is not None
+        return self._known
 
     def _set_up(self, connection: Connection[Any]) -> None:
         """Create what is kept about all indexes, unless it is there; one at a time."""
