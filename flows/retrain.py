@@ -194,7 +194,7 @@ def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, 
     with night.step("verdict"):
         judged = steps.judge(store, run_id, settings.gate, settings.checks)
         if judged.candidate is not None:
-            names = ("candidate", "production", "base", "deltas", "guidance", "cost")
+            names = ("candidate", "production", "base", "deltas", "guards", "guidance", "cost")
             night.learn(**{name: getattr(judged, name) for name in names})
     if judged.verdict != "promoted" or judged.candidate is None:
         return night.end(judged.verdict, judged.reasons)

@@ -230,6 +230,13 @@ class Gate(Parameters):
         gt=1,
         le=100,
     )
+    max_guard_drop: float = _field(
+        0.02,
+        10,
+        "No guard set may fall by more than this in Recall@10 or MRR, beyond chance (0.02: 2 points, one query of 50).",
+        ge=0,
+        le=1,
+    )
 
 
 class Checks(Parameters):
@@ -352,7 +359,7 @@ class Model(BaseModel):
 
 
 class Delta(BaseModel):
-    """Candidate minus production on one metric, with its bootstrap interval."""
+    """Candidate minus production on one metric, with its one-sided bounds."""
 
     model_config = ConfigDict(extra="ignore")
 
@@ -382,6 +389,28 @@ class Refused(BaseModel):
     """How many rows it probably holds."""
 
 
+class GuardResult(BaseModel):
+    """What a guard set says of a candidate."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    """Of its folder under `guard/`."""
+    verdict: Literal["stands", "falls", "not judged"]
+    """`falls` and `not judged` hold the candidate."""
+    reasons: list[str] = Field(default_factory=list)
+    """Why it holds the candidate."""
+    queries: int = 0
+    documents: int = 0
+    before: dict[str, float] = Field(default_factory=dict)
+    """Production's means by decisive metric."""
+    after: dict[str, float] = Field(default_factory=dict)
+    """The candidate's."""
+    deltas: dict[str, Delta] = Field(default_factory=dict)
+    trained: int = 0
+    """Queries of the set that are training queries as well: the more, the less it guards."""
+
+
 class Outcome(BaseModel):
     """What one run came to; also `runs/<run_id>/outcome.json`."""
 
@@ -397,6 +426,8 @@ class Outcome(BaseModel):
     base: Model | None = None
     """The base model on the same test set, where production is another one."""
     deltas: dict[str, Delta] = Field(default_factory=dict)
+    guards: list[GuardResult] = Field(default_factory=list)
+    """What each guard set says of the candidate."""
     production_before: str | None = None
     production_after: str | None = None
     index: Index | None = None

@@ -110,6 +110,55 @@ class Decision:
     with_near_duplicates: dict[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """What a guard set says: the decisive metrics with their bounds, and why it holds the candidate, if it does.
+
+    `judged` is False where there was nothing to compare.
+    """
+
+    deltas: dict[str, Delta]
+    reasons: tuple[str, ...]
+    judged: bool = True
+
+
+def guard(name: str, candidate: Scores, production: Scores, gate: Gate) -> Guarded:
+    """Judge a candidate on a set that must not get worse; never raises for what the scores contain.
+
+    The set holds the candidate where Recall@10 or MRR falls by more than `max_guard_drop`, unless that may be chance:
+    the upper bound of the clustered t-interval, at the gate's `confidence`, is not below zero. Chance is no excuse
+    where the set has so few queries, those for one document counting together, that not even agreement of all of them
+    would reach that confidence (fewer than 7 for 99%): then the mean decides. A set that cannot be compared, or of
+    which production finds nothing in the first 10, so that nothing can fall, holds every candidate.
+
+    Neither the bootstrap nor the rule of differing queries widens the bounds: of a gain they err on the side of
+    production, of a fall they would err on the candidate's. Nor do sets share the error, as slices do: one more night
+    with the same production costs less than what falls unseen.
+    """
+    problems = list(_incomparable(candidate, production))
+    if not problems and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):
+        problems = ["Production finds nothing of it in the first 10, so that nothing can fall: mend or remove it."]
+    if problems:
+        return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in problems), judged=False)
+    pair = _Pair.of(candidate, production)
+    found = {metric: t_interval(pair.differences[metric], pair.clusters, gate.confidence) for metric in DECISIVE}
+    deltas = {
+        metric: Delta(value=one.value, low=one.low, high=one.high, confidence=gate.confidence)
+        for metric, one in found.items()
+    }
+    reasons = []
+    for metric, delta in deltas.items():
+        _, effective = clustered_error(pair.differences[metric], pair.clusters)
+        too_few = not 0.5**effective <= 1 - gate.confidence
+        if not delta.value >= -gate.max_guard_drop and (too_few or not delta.high >= 0):
+            excuse = "and it has too few queries to call that chance" if too_few else "beyond chance"
+            reasons.append(
+                f"Guard set {name!r} ({pair.queries:,} queries) falls in {metric_label(metric)} by "
+                f"{_points(-delta.value)}, {excuse}; the gate allows {_points(gate.max_guard_drop)}."
+            )
+    return Guarded(deltas, tuple(reasons))
+
+
 def decide(candidate: Scores, production: Scores, gate: Gate, *, vetoes: Sequence[str] = ()) -> Decision:
     """Judge a candidate against production on the same queries; never raises for what the scores contain.
 

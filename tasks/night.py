@@ -19,7 +19,20 @@ from typing import TYPE_CHECKING, Final
 from pydantic_core import to_json
 
 from tasks import memory, report, runs
-from tasks.config import TARGETS, Checks, Delta, Gate, Limits, Model, Outcome, Pending, Refused, Training, Verdict
+from tasks.config import (
+    TARGETS,
+    Checks,
+    Delta,
+    Gate,
+    GuardResult,
+    Limits,
+    Model,
+    Outcome,
+    Pending,
+    Refused,
+    Training,
+    Verdict,
+)
 from tasks.records import (
     Begun,
     Candidate,
@@ -88,6 +101,7 @@ class Judged:
     production: Model | None = None
     base: Model | None = None
     deltas: Mapping[str, Delta] = field(default_factory=dict)
+    guards: Sequence[GuardResult] = ()
     guidance: str = ""
     cost: Mapping[str, float] = field(default_factory=dict)
 
@@ -315,7 +329,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
     Includes the serving check: the published candidate in a fresh process must give the vectors that were scored.
     """
     from tasks import encoding, scoring
-    from tasks.scoring import movers, serving
+    from tasks.scoring import guards, movers, serving
     from tasks.scoring.judging import to_judge
 
     run = Run(store, run_id)
@@ -355,6 +369,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             for side, result in sides.items()
         }
         moved = _moved(table, data, judged)
+        guarded = guards.score(run, judged, data.train["query"].to_pylist(), work, on_progress)
         encoding.put_aside(models.values())  # the serving check's fresh process loads two models of its own
         problems = serving.check_serving(
             store,
@@ -373,6 +388,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             serving=problems,
             numeric_path=path.name,
             by_similarity=movers.by_similarity(table),
+            guards=guarded,
         )
 
     return run.once(runs.SCORED, scored)
@@ -384,6 +400,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     from data_checks.guidance import guide
     from tasks import scoring
     from tasks.gate import decide
+    from tasks.scoring import guards
 
     run = Run(store, run_id)
     checked = ChecksResult.model_validate(run.read(runs.LEAKS).result.model_dump())
@@ -392,7 +409,9 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     scored, trained = run.read(runs.SCORED), run.read(runs.CANDIDATE)
     table = store.get(run.key(runs.PER_QUERY)).body
     candidate, production = (scoring.read_side(table, side, scored.sides[side].fingerprint) for side in _JUDGED)
-    decision = decide(candidate, production, gate, vetoes=[*scored.serving, *_held(store, trained.version)])
+    guarded = guards.judge(run, scored, gate)
+    vetoes = [*scored.serving, *guards.vetoes(guarded), *_held(store, trained.version)]
+    decision = decide(candidate, production, gate, vetoes=vetoes)
     run.put(runs.DECISION, to_json(decision, indent=2))
     guidance = guide(
         checked.counts["distinct_pairs"],
@@ -410,6 +429,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
         production=models["production"],
         base=models.get("base"),
         deltas=decision.deltas,
+        guards=guarded,
         guidance=guidance.text,
         cost={"training_seconds": trained.seconds, "dollars": trained.dollars},
     )

@@ -312,6 +312,25 @@ class Band:
     gains: dict[str, float]
 
 
+@dataclass(frozen=True)
+class GuardScored:
+    """A guard set as both sides were scored on it; or why it could not be read.
+
+    Attributes:
+        name: Of its folder under `guard/`.
+        digest: Of its files, by their names and ETags.
+        problem: Why it could not be read; empty where it was scored.
+        trained: Queries that are training queries of the candidate as well.
+    """
+
+    name: str
+    digest: str
+    problem: str = ""
+    queries: int = 0
+    documents: int = 0
+    trained: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """`scores.json`: both sides on one test set.
@@ -324,6 +343,7 @@ class Scored:
         serving: What is wrong with the published candidate when it is served; empty where nothing is.
         numeric_path: How vectors were computed.
         by_similarity: The gain by how near training came to a query, the farthest first.
+        guards: The guard sets that both were scored on.
     """
 
     candidate: SideScored
@@ -334,6 +354,7 @@ class Scored:
     serving: Sequence[str]
     numeric_path: str
     by_similarity: Sequence[Band] = ()
+    guards: Sequence[GuardScored] = ()
 
     @property
     def sides(self) -> dict[str, SideScored]:

@@ -57,12 +57,13 @@ DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
 PER_QUERY: Final = "per_query.parquet"
 TO_JUDGE: Final = "to_judge.jsonl"
+GUARDS: Final = "guards/"
 REPORT: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
-    DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, REPORT, CHECKPOINTS,
+    DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""
 

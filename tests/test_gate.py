@@ -572,6 +572,105 @@ def check_the_golden_slice_may_not_fall_for_sure_even_a_little(gate: ModuleType)
         assert judge(gate, *pairs, slices={"fr": last(100)}).verdict == "promoted"
 
 
+# --- guard sets --------------------------------------------------------------------------------------------------
+
+
+def guard(
+    gate: ModuleType,
+    recall: tuple[Floats, Floats],
+    mrr: tuple[Floats, Floats] | None = None,
+    *,
+    rule: Gate = RULE,
+    **more: Any,
+) -> Any:
+    """What a guard set of (candidate, production) columns says."""
+    queries = tuple(f"query {i}" for i in range(len(recall[0])))
+    sides = [
+        gate.Scores(f"model {i}", queries, {"recall_at_10": recall[i], "mrr": (mrr or recall)[i]}, **more)
+        for i in range(2)
+    ]
+    try:
+        return gate.guard("general", *sides, rule)
+    except (KeyError, IndexError, ValueError, ArithmeticError) as error:
+        raise AssertionError(f"guard must say something of any scores, but raised {error!r}") from error
+
+
+def holds(found: Any, *words: str) -> bool:
+    """Whether a guard set holds the candidate, with a reason that has these words."""
+    assert all("'general'" in reason for reason in found.reasons)
+    if found.reasons:
+        assert any(all(word in reason for word in words) for reason in found.reasons), found.reasons
+    return bool(found.reasons)
+
+
+def check_a_guard_set_that_falls_holds(gate: ModuleType) -> None:
+    """Ten of 100 lost: 10 points with a standard error of 3.015, so not chance; on either metric, and on both."""
+    fallen, same = column(100, wins=0, losses=10), column(100, wins=0)
+    assert holds(guard(gate, fallen), "(100 queries)", "Recall@10 by 10.00 points", "beyond chance", "2.00 points")
+    assert holds(guard(gate, fallen, same), "Recall@10")
+    assert holds(guard(gate, same, fallen), "MRR")
+    assert not holds(guard(gate, same))
+    assert not holds(guard(gate, fallen[::-1])), "a rise is not a fall"
+    found = guard(gate, fallen)
+    assert found.judged
+    assert found.deltas["mrr"].value == -0.1
+    assert abs(found.deltas["mrr"].low - (-0.1 - 2.3646 * 0.030151)) < 1e-4, "99% of Student's t with 99 degrees"
+    assert abs(found.deltas["mrr"].high - (-0.1 + 2.3646 * 0.030151)) < 1e-4
+
+
+def check_a_guard_set_may_fall_by_as_much_as_the_rule_allows(gate: ModuleType) -> None:
+    """Every query lower by 2 points is allowed, however sure that is; by 2.1 it is not; the rule says how much."""
+
+    def lower(by: float, **changes: float) -> bool:
+        pair = np.full(100, 0.6 - by), np.full(100, 0.6)
+        return holds(guard(gate, pair, rule=Gate(resamples=1_000, **changes)))
+
+    assert [lower(0.02), lower(0.021)] == [False, True]
+    assert [lower(0.021, max_guard_drop=0.03), lower(0.001, max_guard_drop=0)] == [False, True]
+
+
+def check_a_guard_set_may_fall_by_chance(gate: ModuleType) -> None:
+    """Five of 50 lost: -0.1 + 2.405 * 0.3030 / sqrt(50) = 0.003; six are not chance. Nor are five with 95%."""
+    five, six = column(50, wins=0, losses=5), column(50, wins=0, losses=6)
+    assert [holds(guard(gate, five)), holds(guard(gate, six))] == [False, True]
+    assert holds(guard(gate, five, rule=Gate(resamples=1_000, confidence=0.95)))
+    assert not holds(guard(gate, column(400, wins=8, losses=17))), "2.25 points, and 8 were won"
+
+
+def check_a_tiny_guard_set_has_no_excuse(gate: ModuleType) -> None:
+    """Six queries agree by chance once in 64, which is no proof with 99%: then a mean below -2 points holds."""
+    assert not holds(guard(gate, column(7, wins=0, losses=1))), "seven could agree once in 128"
+    for queries in (1, 2, 6):
+        one = np.ones(queries), np.ones(queries)
+        assert not holds(guard(gate, one))
+        one[0][0] = 0.5
+        assert holds(guard(gate, one), "too few queries"), queries
+    assert holds(guard(gate, column(7, wins=0, losses=1), rule=Gate(resamples=1_000, confidence=0.995)))
+
+
+def check_a_guard_set_counts_queries_for_one_document_together(gate: ModuleType) -> None:
+    """Ten of 100 lost are chance where they ask for one document of ten; of one cluster chance cannot be told."""
+    fallen = column(100, wins=0, losses=10)
+    assert holds(guard(gate, fallen, clusters=np.arange(100)))
+    assert not holds(guard(gate, fallen, clusters=np.arange(100) // 10))
+    assert holds(guard(gate, fallen, clusters=np.zeros(100, dtype=int)), "too few queries")
+    assert holds(guard(gate, fallen, clusters=np.arange(100) // 17), "too few queries"), "5.9 documents"
+
+
+def check_a_guard_set_that_cannot_be_judged_holds(gate: ModuleType) -> None:
+    """NaN, no query, a metric that is missing; and a set of which production finds nothing."""
+    good = column(100, wins=10)
+    for pair in ((np.full(100, np.nan), good[1]), (np.array([]), np.array([]))):
+        found = guard(gate, pair)
+        assert holds(found, "cannot be judged")
+        assert not found.judged
+    empty = guard(gate, (good[0], np.zeros(100)), good)
+    assert holds(empty, "Production finds nothing")
+    assert not empty.judged
+    alone = gate.Scores("a", ("q",), {"mrr": np.ones(1)})
+    assert gate.guard("general", alone, dataclasses.replace(alone, model="b"), RULE).reasons
+
+
 # --- closed unless opened ---------------------------------------------------------------------------------------
 
 

@@ -287,6 +287,69 @@ FAULTS: dict[str, tuple[str, str]] = {
         "not new.queries > NEW_DOCUMENT_QUERIES",
     ),
     "that nothing is said of new documents is not said": ("if new.queries < NEW_DOCUMENT_QUERIES:", "if False:"),
+    "guard sets are not judged": ("        if not delta.value >= -gate.max_guard_drop and", "        if False and"),
+    "the rise of a guard set is a fall": ("not delta.value >= -gate.max_guard_drop", "not delta.value <= 0"),
+    "no guard set may fall at all": ("not delta.value >= -gate.max_guard_drop", "not delta.value >= 0"),
+    "a guard set may fall by less than the rule says": (
+        "not delta.value >= -gate.max_guard_drop",
+        "not delta.value > -gate.max_guard_drop",
+    ),
+    "a guard set may always fall by two points": (
+        "not delta.value >= -gate.max_guard_drop",
+        "not delta.value >= -0.02",
+    ),
+    "a guard set may not fall by chance": ("(too_few or not delta.high >= 0)", "True"),
+    "a guard set must surely fall by the margin": (
+        "(too_few or not delta.high >= 0)",
+        "(too_few or not delta.high >= -gate.max_guard_drop)",
+    ),
+    "a guard set must fall for sure whatever happens": ("(too_few or not delta.high >= 0)", "(not delta.low >= 0)"),
+    "a tiny guard set has an excuse": ("(too_few or not delta.high >= 0)", "not delta.high >= 0"),
+    "a tiny guard set alone holds": ("(too_few or not delta.high >= 0)", "too_few"),
+    "seven queries are too few for a guard set": (
+        "too_few = not 0.5**effective <= 1 - gate.confidence",
+        "too_few = not 0.5**effective <= (1 - gate.confidence) / 2",
+    ),
+    "a guard set is too small whatever the confidence": (
+        "too_few = not 0.5**effective <= 1 - gate.confidence",
+        "too_few = effective < 7",
+    ),
+    "a guard set counts queries, not documents": (
+        "        _, effective = clustered_error(pair.differences[metric], pair.clusters)",
+        "        effective = float(pair.queries)",
+    ),
+    "the clusters of a guard set are ignored": (
+        "t_interval(pair.differences[metric], pair.clusters, gate.confidence) for metric in DECISIVE",
+        "t_interval(pair.differences[metric], None, gate.confidence) for metric in DECISIVE",
+    ),
+    "a guard set's confidence is 99% always": (
+        "t_interval(pair.differences[metric], pair.clusters, gate.confidence) for metric in DECISIVE",
+        "t_interval(pair.differences[metric], pair.clusters, 0.99) for metric in DECISIVE",
+    ),
+    "one metric of a guard set is judged": (
+        "    for metric, delta in deltas.items():\n        _, eff",
+        "    for metric, delta in list(deltas.items())[:1]:\n        _, eff",
+    ),
+    "the other metric of a guard set is judged": (
+        "    for metric, delta in deltas.items():\n        _, eff",
+        "    for metric, delta in list(deltas.items())[1:]:\n        _, eff",
+    ),
+    "a guard set that cannot be compared passes": (
+        'return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in problems), judged=False)',
+        "return Guarded({}, ())",
+    ),
+    "a guard set that cannot be compared counts as judged": (
+        "for one in problems), judged=False)",
+        "for one in problems))",
+    ),
+    "a guard set of which nothing is found passes": (
+        'if not problems and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):',
+        "if False:",
+    ),
+    "a guard set of which the candidate finds nothing cannot be judged": (
+        'np.any(np.asarray(production.per_query["recall_at_10"]) > 0)',
+        'np.any(np.asarray(candidate.per_query["recall_at_10"]) > 0)',
+    ),
     "other metrics may get worse": ("if name not in DECISIVE and not delta.high >= 0:", "if False:"),
     "other metrics may not fall by chance": (
         "if name not in DECISIVE and not delta.high >= 0:",

@@ -92,13 +92,7 @@ class ParquetRows:
                 watched[name].many = True  # what it holds is of no account
                 if self.every and _is_plain(kind):
                     self._looked_at.append(name)
-        groups = chunks(self.body)
-        if len(groups) != plain_file.num_row_groups:
-            raise ValueError("an index that is damaged")
-        paths = _text_paths(plain_file, set(self._looked_at), groups)
-        self._file = pq.ParquetFile(pa.BufferReader(self.body), read_dictionary=paths, page_checksum_verification=True)
-        self._steps = _check_pages(self.body, groups, plain_file.metadata.num_rows, set(self._looked_at), self.limits)
-        _check_lengths(self._file, self._steps, self._looked_at, len(self.body), self.limits)
+        self._file, self._steps = _checked(self.body, plain_file, self._looked_at, self.limits)
         self._look({name: column for name, column in watched.items() if not column.many}, texts)
 
     def _look(self, watched: dict[str, Column], texts: set[str]) -> None:
@@ -154,6 +148,44 @@ def count_rows(body: bytes) -> int | None:
         return int(_open(body).metadata.num_rows)
     except RefusedError:
         return None
+
+
+def read_columns(body: bytes, wanted: AbstractSet[str], limits: Limits) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Every row of a Parquet object by its number from 1, with those of the wanted columns that there are.
+
+    Raises RefusedError when it cannot be read to its end, or is beyond a cap; a row that is not UTF-8 counts as such.
+    """
+    file = _open(body)
+    names = [name for name in file.schema_arrow.names if name in wanted]
+    if not names:
+        raise RefusedError(f"has none of the columns {', '.join(sorted(wanted))}")
+    try:
+        file, steps = _checked(body, file, names, limits)
+        number = 0
+        for group, step in enumerate(steps):
+            for batch in file.iter_batches(step, row_groups=[group], columns=names):
+                for values in zip(*(_values(_usual(column)) for column in batch.columns), strict=True):
+                    number += 1
+                    if _UNDECODABLE in values:
+                        raise RefusedError(f"row {number} is not UTF-8")
+                    yield number, dict(zip(batch.schema.names, values, strict=True))
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise RefusedError(f"not readable as Parquet: {_first_line(error)}") from error
+
+
+def _checked(body: bytes, opened: pq.ParquetFile, names: list[str], limits: Limits) -> tuple[pq.ParquetFile, list[int]]:
+    """The file with its texts as dictionaries, and for each row group how many of its rows can be read at once.
+
+    Raises RefusedError where some of its columns are beyond a cap, ValueError where its index is damaged.
+    """
+    groups = chunks(body)
+    if len(groups) != opened.num_row_groups:
+        raise ValueError("an index that is damaged")
+    paths = _text_paths(opened, set(names), groups)
+    file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=paths, page_checksum_verification=True)
+    steps = _check_pages(body, groups, opened.metadata.num_rows, set(names), limits)
+    _check_lengths(file, steps, names, len(body), limits)
+    return file, steps
 
 
 def _open(body: bytes) -> pq.ParquetFile:
