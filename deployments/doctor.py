@@ -13,7 +13,7 @@ from typing import Final
 
 from deployments import access
 from deployments.places import POOLS
-from tasks.config import BUNDLED_MODEL
+from tasks.config import BUNDLED_MODEL, Limits
 from tasks.storage import Store, StoreError
 
 _BELOW: Final = {
@@ -86,6 +86,7 @@ def examine_store(url: str) -> Iterator[Finding]:
     if not problems:
         yield _parts(store)
         yield _rights(store)
+    yield _guards(store)
 
 
 def _parts(store: Store) -> Finding:
@@ -98,6 +99,27 @@ def _parts(store: Store) -> Finding:
         return Finding("store, uploads in parts", True, "completed only where there is no object yet")
     text = f"{'; '.join(problems)}. Only files of more than {store.multipart_bytes >> 20} MiB need them"
     return Finding("store, uploads in parts", True, text, advice=True)
+
+
+def _guards(store: Store) -> Finding:
+    """Whether every guard set can be read: one that cannot holds every candidate."""
+    from tasks.scoring import guards
+
+    sizes, broken = [], []
+    with tempfile.TemporaryDirectory() as work:
+        try:
+            for listed in guards.find(store):
+                try:
+                    sizes.append(
+                        f"{listed.name} ({len(guards.read(store, listed, Limits(), Path(work)).test):,} queries)"
+                    )
+                except guards.GuardError as error:
+                    broken.append(str(error))
+        except StoreError as error:
+            return Finding("store, guard sets", False, str(error))
+    if broken:
+        return Finding("store, guard sets", False, f"{'; '.join(broken)}. Until then nothing is promoted")
+    return Finding("store, guard sets", True, ", ".join(sizes) or "none")
 
 
 def _rights(store: Store) -> Finding:

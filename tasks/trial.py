@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from tasks import dataset, intake
-from tasks.config import TARGETS, Checks, Gate, Limits, Training
+from tasks.config import TARGETS, Checks, Gate, GuardResult, Limits, Training
 from tasks.dataset import EvaluationSet
 from tasks.gate import Decision, Scores, decide
 from tasks.parsing import KINDS, Chunk, Rejected, Understood, is_ignored, parse, refuse_unread
@@ -30,6 +30,7 @@ from tasks.splits import Side, Split, document_key
 if TYPE_CHECKING:
     from data_checks.findings import ChecksResult
     from tasks.dataset import Dataset
+    from tasks.scoring.guards import GuardSet
 
 ENOUGH_QUERIES: Final = 1_000
 """Queries from which the ordinary split has a test side (150 queries) that can show a usual gain."""
@@ -82,6 +83,7 @@ class Trial:
     tuned: dict[str, float]
     decision: Decision
     cuts: Cuts | None = None
+    guards: Sequence[GuardResult] = ()
 
     @property
     def cautions(self) -> list[str]:
@@ -205,12 +207,13 @@ def compare(
     rule: Checks,
     *,
     out: Path | None = None,
+    guarded: Sequence[GuardSet] = (),
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Trial:
     """Fine-tune and compare with the base model on queries that the fine-tuned model has not seen.
 
     With `out` the model is kept there: the one that was scored or, where queries were cross-validated, one more that is
-    trained on all rows.
+    trained on all rows. A set of `guarded` on which the first of the fine-tuned models falls holds it, as in a night.
 
     Raises:
         TrialError: The data checks block, or there are too few queries.
@@ -243,7 +246,7 @@ def compare(
             on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
             runs.append(_train(part, training, folder))
         on_step("scoring both models on the queries held out")
-        base, tuned, vetoes = _score(parts, folders, training.base_model, gate)
+        base, tuned, results, vetoes = _score(parts, folders, training.base_model, gate, guarded)
         if out is not None and len(parts) == 1:
             shutil.copytree(folders[0], out)
         elif out is not None:
@@ -269,6 +272,7 @@ def compare(
         base=summary(base.per_query),
         tuned=summary(tuned.per_query),
         decision=decide(tuned, base, gate, vetoes=vetoes),
+        guards=results,
     )
 
 
@@ -302,14 +306,15 @@ def _train(part: Dataset, training: Training, folder: Path) -> Trained:
 
 
 def _score(
-    parts: Sequence[Dataset], folders: Sequence[Path], base_model: str, gate: Gate
-) -> tuple[Scores, Scores, list[str]]:
+    parts: Sequence[Dataset], folders: Sequence[Path], base_model: str, gate: Gate, guarded: Sequence[GuardSet]
+) -> tuple[Scores, Scores, list[GuardResult], list[str]]:
     """Scores of the base model and of the fine-tuned ones over the tests of all parts, and why these must not serve.
 
-    The serving check looks at the first of them: the others were trained in the same way.
+    The serving check and the guard sets look at the first of them: the others were trained in the same way.
     """
     from data_checks.leaks import near_duplicates, nearest_training_query
     from tasks import encoding, scoring
+    from tasks.scoring import guards
 
     documents = parts[0].documents  # which text is which document does not depend on the split
     test = EvaluationSet.concatenate([part.test for part in parts])
@@ -341,6 +346,9 @@ def _score(
         max_slowdown=gate.max_serving_slowdown,
         path=path,
     )
+    first = encoding.ModelEncoder(models[1], encoding.fingerprint(folders[0]), path)
+    sides = {scoring.CANDIDATE: first, scoring.PRODUCTION: base}
+    results = guards.try_out(guarded, sides, parts[0].train["query"].to_pylist(), gate)
     pooled = replace(
         tuned[0],
         per_query={name: np.concatenate([side.per_query[name] for side in tuned]) for name in tuned[0].per_query},
@@ -350,5 +358,6 @@ def _score(
     return (
         scoring.read_side(table, scoring.PRODUCTION, base.fingerprint),
         scoring.read_side(table, scoring.CANDIDATE, prints),
-        serving,
+        results,
+        [*serving, *guards.vetoes(results)],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from tasks.config import Checks, Delta, Gate, Model, Outcome, Training, Verdict
+from tasks.config import Checks, Delta, Gate, GuardResult, Model, Outcome, Training, Verdict
 from tasks.records import Band, DevScore, Estimate, Moved, MovedQuery, Returned, Trained
 from tasks.report import Material
 from tasks.report.material import NightRow, ObjectRow, SliceRow
@@ -44,6 +44,25 @@ _REASONS: dict[Verdict, list[str]] = {
 }
 
 
+_GUARDS = [
+    GuardResult(
+        name="general",
+        verdict="falls",
+        reasons=["Guard set 'general' (50 queries) falls in MRR by 8.10 points, beyond chance."],
+        queries=50,
+        documents=2919,
+        before={"recall_at_10": 0.84, "mrr": 0.651},
+        after={"recall_at_10": 0.82, "mrr": 0.57},
+        deltas={
+            "recall_at_10": Delta(value=-0.02, low=-0.0681, high=0.0281, confidence=0.99),
+            "mrr": Delta(value=-0.081, low=-0.1571, high=-0.0049, confidence=0.99),
+        },
+        trained=3,
+    ),
+    GuardResult(name="<b>|broken", verdict="not judged", reasons=["Guard set '<b>|broken' cannot be read: empty."]),
+]
+
+
 def outcome(verdict: Verdict) -> Outcome:
     """A night that ended so."""
     scored = verdict in _CANDIDATES
@@ -65,6 +84,7 @@ def outcome(verdict: Verdict) -> Outcome:
         production=Model(version="c0ffee112233", scores=_SERVING) if scored else None,
         base=Model(version=None, scores=_BASE) if scored else None,
         deltas=deltas,
+        guards=_GUARDS if verdict == "held" else [],
         production_before="c0ffee112233",
         production_after="5a1f0c3d9b2e" if verdict == "promoted" else "c0ffee112233",
         guidance="1,504 pairs: enough to fine-tune. Recall@10 of production is above the target of 0.90 already, so "

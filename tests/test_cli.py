@@ -182,10 +182,23 @@ def test_doctor_finds_the_versions_that_break_silently() -> None:
 def test_doctor_trusts_a_store_that_honours_conditions(store: Store) -> None:
     """The real server passes, rights that no night needs are said, and the probes leave nothing behind."""
     findings = list(doctor.examine_store(store.url))
-    assert [finding.sound for finding in findings] == [True] * 5
+    assert [finding.sound for finding in findings] == [True] * 6
     assert [finding.name for finding in findings if finding.advice] == ["store, rights"]  # the owner may do everything
-    assert "may also write to pairs/" in findings[-1].text
+    assert "may also write to pairs/" in findings[-2].text
+    assert (findings[-1].name, findings[-1].text) == ("store, guard sets", "none")
     assert list(store.entries("")) == []
+
+
+def test_doctor_reads_the_guard_sets(store: Store) -> None:
+    """Each with its number of queries; one that is broken is named, since it would hold every candidate."""
+    store.put("guard/general/corpus.jsonl", b'{"_id": "1", "text": "a"}\n{"_id": "2", "text": "b"}\n')
+    store.put("guard/general/queries.jsonl", b'{"_id": "1", "text": "which"}\n')
+    store.put("guard/general/qrels/test.tsv", b"1\t1\t1\n")
+    assert list(doctor.examine_store(store.url))[-1].text == "general (1 queries)"
+    store.put("guard/broken/corpus.jsonl", b"")
+    finding = list(doctor.examine_store(store.url))[-1]
+    assert not finding.sound
+    assert "guard/broken/: there is no qrels/test.tsv" in finding.text
 
 
 def test_doctor_says_what_is_wrong_with_a_store() -> None:

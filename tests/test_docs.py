@@ -181,7 +181,9 @@ def _stored_keys() -> set[str]:
     return {
         text
         for text in _texts()
-        if re.match(r"(log|batches|quarantine|runs|models|promotions|releases|erasures|indexes|cache|watch)/", text)
+        if re.match(
+            r"(guard|log|batches|quarantine|runs|models|promotions|releases|erasures|indexes|cache|watch)/", text
+        )
     }
 
 
@@ -197,7 +199,7 @@ _FOR_PEOPLE = frozenset(
     {
         *("CliError", "UsageError", "StackError", "RunError", "DeployError", "DrainError", "SettingsError"),
         *("StoreError", "LogError", "SplitError", "RegistryError", "RefusedError", "VersionError", "LedgerError"),
-        *("TrialError", "ConvertError", "ModelError", "TrainingError"),
+        *("TrialError", "ConvertError", "GuardError", "ModelError", "TrainingError"),
         *("TargetError", "GoneError", "SwitchedError", "VerificationError", "IndexSecretError"),
     }
 )

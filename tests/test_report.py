@@ -114,3 +114,14 @@ def test_the_report_shows_the_gain_by_nearness_to_training() -> None:
         assert "+0.1420" in page
         assert "0.5 to 0.6" not in page
         assert "Candidates judged since the last promotion: 5" in page
+
+
+def test_the_report_shows_what_guard_sets_say() -> None:
+    """A row for each metric, or one for a set that could not be judged; and that its queries are trained on."""
+    shown = report_cases.outcome("held")
+    for page in (_rendered(markdown(shown)), html(shown)):
+        assert "-0.0810 (-0.1571 to -0.0049 at 99%)" in page
+        assert "falls" in page
+        assert "&lt;b&gt;|broken" in page
+        assert "3 of the 50 queries of general are training queries as well" in page
+    assert "uard sets" not in html(report_cases.outcome("promoted"))

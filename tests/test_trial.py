@@ -10,15 +10,17 @@ from typing import Any
 import numpy as np
 import orjson
 import pytest
+from rich.console import Console
 
 from deployments import demo
 from deployments.cli import common
 from deployments.demo.tour import cut
 from deployments.terminal import show
 from tasks import dataset, trial
-from tasks.config import Checks, Gate, Training
+from tasks.config import Checks, Gate, Limits, Training
 from tasks.encoding import ModelEncoder, Role
 from tasks.parsing import KINDS
+from tasks.scoring import guards
 from tests import tiny_models
 from tests.rows import table
 
@@ -154,6 +156,31 @@ def test_data_that_would_block_a_night_is_not_compared(tmp_path: Path) -> None:
     labels = trial.read(_write(tmp_path / "pairs.jsonl", rows))
     with pytest.raises(trial.TrialError, match="Query differs from document"):
         trial.compare(labels, Training(base_model=str(tiny_models.save(tmp_path / "base"))), Gate(), Checks())
+
+
+def test_a_guard_set_on_which_the_model_falls_holds_a_trial(tmp_path: Path) -> None:
+    """The verdict names the set, and the output shows it."""
+    words = [hashlib.sha256(str(i).encode()).hexdigest()[:16].translate(_LETTERS) for i in range(40)]
+    folder = tmp_path / "general"  # a query is the beginning of its document; letters are tokens that the model knows
+    for name, letters in (("corpus", 16), ("queries", 12)):
+        texts = [{"_id": str(i), "text": " ".join(word[:letters])} for i, word in enumerate(words)]
+        _write(folder / f"{name}.jsonl", texts)
+    (folder / "qrels").mkdir()
+    (folder / "qrels" / "test.tsv").write_text("".join(f"{i}\t{i}\t1\n" for i in range(40)))
+    guarded = guards.read_folder(folder, Limits())
+    labels = trial.read(_write(tmp_path / "pairs.jsonl", _pairs(50)))
+    base = tiny_models.save(tmp_path / "base")
+    training = Training(base_model=str(base), matryoshka_dims=(), max_length=32, precision="fp32", learning_rate=0.1)
+    found = trial.compare(labels, training, Gate(), Checks(), guarded=[guarded])
+    (result,) = found.guards
+    assert (result.name, result.queries) == ("general", 40)
+    assert result.before["mrr"] > 0.9
+    assert result.verdict == "falls", "a learning rate of 0.1 breaks any model"
+    assert any("Guard set 'general' (40 queries) falls" in reason for reason in found.decision.reasons)
+    assert found.decision.verdict != "promoted"
+    console = Console(record=True, width=200)
+    show.to(console, show.trial(found))
+    assert "guard set" in console.export_text()
 
 
 @pytest.mark.slow

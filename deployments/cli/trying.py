@@ -21,6 +21,10 @@ def try_pairs(
     corpus: Annotated[
         Path | None, typer.Option(help="Additional documents to search: a file or folder of rows with a text.")
     ] = None,
+    guard: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder in BEIR layout on which the model must not get worse; may be repeated."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to keep the fine-tuned model in; must not exist.")] = None,
     settings: SetOption = None,
 ) -> None:
@@ -28,18 +32,20 @@ def try_pairs(
     hush()
     from deployments.terminal import show
     from tasks import trial
-    from tasks.config import Checks, Gate, Training
+    from tasks.config import Checks, Gate, Limits, Training
     from tasks.encoding import ModelError
+    from tasks.scoring import guards
     from tasks.scoring.serving import MachineError
     from tasks.training import TrainingError
 
     given = parameters(settings or [])
-    for needed in (path, corpus):
+    for needed in (path, corpus, *(guard or ())):
         if needed is not None and not needed.exists():
             raise UsageError(f"there is no file or folder {needed}")
     if out is not None and out.exists():
         raise UsageError(f"{out} already exists: name a new directory")
     try:
+        guarded = [guards.read_folder(folder, Limits()) for folder in guard or ()]
         labels = trial.read(path, corpus)
         for understood in labels.understood:
             if understood.ignored or understood.notes or understood.irrelevant:
@@ -55,9 +61,10 @@ def try_pairs(
             given.get("gate", Gate()),
             given.get("checks", Checks()),
             out=out,
+            guarded=guarded,
             on_step=say,
         )
-    except (trial.TrialError, TrainingError, ModelError, MachineError) as error:
+    except (trial.TrialError, guards.GuardError, TrainingError, ModelError, MachineError) as error:
         raise CliError(str(error)) from error
     show.to(console, show.trial(found))
     if out is not None:

@@ -13,7 +13,7 @@ from deployments.terminal.text import escape
 from tasks.config import METRIC_LABELS
 
 if TYPE_CHECKING:
-    from tasks.config import Outcome
+    from tasks.config import Delta, GuardResult, Outcome
     from tasks.parsing import Rejected
     from tasks.registry import Change
     from tasks.trial import Trial
@@ -33,6 +33,8 @@ def outcome(found: Outcome) -> RenderableType:
     parts: list[RenderableType] = []
     if found.candidate and found.candidate.scores:
         parts.append(scores(found))
+    if found.guards:
+        parts += ["", guards(found.guards), ""]
     if found.seconds:
         parts.append("Seconds    " + ", ".join(f"{escape(name)} {taken:.1f}" for name, taken in found.seconds.items()))
     parts.append(f"Verdict    [bold {_COLOURS[found.verdict]}]{found.verdict}[/]  (run {escape(found.run_id)})")
@@ -49,10 +51,22 @@ def scores(found: Outcome) -> Table:
     for name, label in METRIC_LABELS.items():
         if name in before and name in after:
             delta = found.deltas.get(name)
-            interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
-            table.add_row(
-                label, f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}", interval
-            )
+            figures = f"{before[name]:.3f}", f"{after[name]:.3f}", f"{after[name] - before[name]:+.3f}"
+            table.add_row(label, *figures, _interval(delta))
+    return table
+
+
+def guards(results: Iterable[GuardResult]) -> Table:
+    """What each guard set says of the candidate, metric by metric."""
+    table = _table("guard set", "metric", "queries", "before", "after", "difference", "interval", "says")
+    for result in results:
+        queries = f"{result.queries:,}" if result.queries else ""
+        for name, delta in result.deltas.items():
+            figures = f"{result.before[name]:.3f}", f"{result.after[name]:.3f}", f"{delta.value:+.3f}"
+            row = (METRIC_LABELS[name], queries, *figures, _interval(delta), result.verdict)
+            table.add_row(escape(result.name), *row)
+        if not result.deltas:
+            table.add_row(escape(result.name), "", queries, "", "", "", "", result.verdict)
     return table
 
 
@@ -61,9 +75,8 @@ def trial(found: Trial) -> RenderableType:
     table = _table("metric", "base model", "fine-tuned", "difference", "interval")
     for name, label in METRIC_LABELS.items():
         delta = found.decision.deltas.get(name)
-        interval = f"{delta.low:+.3f} to {delta.high:+.3f} at {delta.confidence:.0%}" if delta else ""
         before, after = found.base[name], found.tuned[name]
-        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", interval)
+        table.add_row(label, f"{before:.3f}", f"{after:.3f}", f"{after - before:+.3f}", _interval(delta))
     held_out = (
         "the split of a night"
         if found.folds == 1
@@ -77,7 +90,14 @@ def trial(found: Trial) -> RenderableType:
         f"Guidance   {escape(found.guidance)}",
         *(f"Mind       {escape(text)}" for text in (*found.checks.warnings, *found.cautions)),
     ]
-    return Group(table, "", *lines)
+    seen = [
+        f"Mind       {result.trained:,} of the {result.queries:,} queries of the guard set {escape(result.name)} are "
+        "trained on, so it guards less than it seems to."
+        for result in found.guards
+        if result.trained
+    ]
+    guarded: list[RenderableType] = [guards(found.guards), ""] if found.guards else []
+    return Group(table, "", *guarded, *lines, *seen)
 
 
 def ledger(changes: Iterable[Change]) -> Table:
@@ -122,6 +142,13 @@ def rejected(rows: Iterable[Rejected]) -> Table:
         row = first[reason]
         table.add_row(str(count), escape(reason), escape(f"{row.object}:{row.line}"), escape(row.text[:80]))
     return table
+
+
+def _interval(delta: Delta | None) -> str:
+    """The bounds of a change, if they are known."""
+    if delta is None:
+        return ""
+    return f"{delta.low:+.3f} to {delta.high:+.3f} at {100 * delta.confidence:.4g}%"
 
 
 def _table(first: str, *figures: str) -> Table:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from tasks.config import METRIC_LABELS, TARGETS, Outcome
+from tasks.config import METRIC_LABELS, TARGETS, Delta, GuardResult, Outcome
 from tasks.records import Candidate, Trained
 from tasks.report import charts
 from tasks.report.material import Material
@@ -72,10 +72,36 @@ def score_rows(outcome: Outcome) -> list[ScoreRow]:
         delta = outcome.deltas.get(metric)
         difference = "" if before is None or after is None else f"{after - before:+.4f}"
         if delta is not None:  # without queries that nearly repeat a training query
-            difference = f"{delta.value:+.4f} ({delta.low:+.4f} to {delta.high:+.4f} at {delta.confidence:.0%})"
+            difference = _difference(delta)
         start = outcome.base.scores.get(metric) if outcome.base else None if outcome.production.version else before
         target = f"{TARGETS[metric]:.2f}" + ("" if after is None else "\u00a0✓" if after >= TARGETS[metric] else "")
         rows.append(ScoreRow(label, _number(start), _number(before), _number(after), difference, target))
+    return rows
+
+
+@dataclass(frozen=True)
+class GuardRow:
+    """One decisive metric on a guard set, as text; a set that was not judged has one row without figures."""
+
+    name: str
+    metric: str
+    queries: str
+    before: str
+    after: str
+    difference: str
+    verdict: str
+
+
+def guard_rows(results: Sequence[GuardResult]) -> list[GuardRow]:
+    """What each guard set says, in the order of the outcome."""
+    rows = []
+    for result in results:
+        queries = f"{result.queries:,}" if result.queries else ""
+        for metric, delta in result.deltas.items():
+            figures = (_number(result.before.get(metric)), _number(result.after.get(metric)), _difference(delta))
+            rows.append(GuardRow(result.name, METRIC_LABELS[metric], queries, *figures, result.verdict))
+        if not result.deltas:
+            rows.append(GuardRow(result.name, "", queries, "", "", "", result.verdict))
     return rows
 
 
@@ -176,6 +202,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", visible)
 
 
+def _difference(delta: Delta) -> str:
+    """A change with its bounds."""
+    return f"{delta.value:+.4f} ({delta.low:+.4f} to {delta.high:+.4f} at {100 * delta.confidence:.4g}%)"
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4f}"
 
@@ -210,6 +241,7 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "more_reasons": max(0, len(outcome.reasons) - _REASONS),
         "headline": _headline(outcome),
         "scores": score_rows(outcome),
+        "guards": guard_rows(outcome.guards),
         "dimensions": dimension_rows(material),
         "training": _training_rows(material),
         "data": _data_rows(outcome, material),

@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from tasks import runs
 from tasks.config import DECISIVE, Gate, GuardResult, Limits
 from tasks.dataset import EvaluationSet
-from tasks.encoding import Encoder, Progress, VectorError
+from tasks.encoding import Encoder, ModelEncoder, Progress, VectorError
 from tasks.gate import guard
 from tasks.parsing import beir
 from tasks.records import GuardScored, Scored
@@ -240,25 +240,17 @@ def score(
     for one in listed:
         try:
             guarded = read(run.store, one, limits, work)
-            table = score_set(guarded, encoders, on_progress)
+            table = _score_set(guarded, encoders, on_progress)
         except (GuardError, VectorError) as error:
             found.append(GuardScored(one.name, one.digest, problem=str(error)))
             continue
         run.put(_key(one.name), table)
-        trained = trained_queries(guarded, keys)
-        found.append(
-            GuardScored(
-                one.name,
-                one.digest,
-                queries=len(guarded.test),
-                documents=len(guarded.documents),
-                trained=trained,
-            )
-        )
+        counts = len(guarded.test), len(guarded.documents), _trained(guarded, keys)
+        found.append(GuardScored(one.name, one.digest, "", *counts))
     return found
 
 
-def score_set(guarded: GuardSet, encoders: Mapping[str, Encoder], on_progress: Progress | None = None) -> bytes:
+def _score_set(guarded: GuardSet, encoders: Mapping[str, Encoder], on_progress: Progress | None = None) -> bytes:
     """Metrics per query of candidate and production on a set, as `per_query_table` writes them."""
     sides: dict[str, SideScores] = {
         side: score_side(guarded.test, guarded.documents, encoders[side], on_progress=on_progress)
@@ -267,7 +259,7 @@ def score_set(guarded: GuardSet, encoders: Mapping[str, Encoder], on_progress: P
     return per_query_table(guarded.test, sides)
 
 
-def trained_queries(guarded: GuardSet, keys: Set[str]) -> int:
+def _trained(guarded: GuardSet, keys: Set[str]) -> int:
     """How many of its queries are among the keys of training queries."""
     return sum(query_key(query) in keys for query in guarded.test.queries)
 
@@ -286,13 +278,13 @@ def judge(run: Run, scored: Scored, gate: Gate) -> list[GuardResult]:
             )
         else:
             table = run.store.get(run.key(_key(one.name))).body
-            results.append(judge_set(one, table, prints, gate))
+            results.append(_judge_set(one, table, prints, gate))
     known = {one.name for one in scored.guards}
     came = "came while the night ran, so that the candidate was not scored on it."
     return [*results, *(_not_judged(name, came) for name in now if name not in known)]
 
 
-def judge_set(one: GuardScored, table: bytes, prints: Mapping[str, str], gate: Gate) -> GuardResult:
+def _judge_set(one: GuardScored, table: bytes, prints: Mapping[str, str], gate: Gate) -> GuardResult:
     """What a set says of a candidate by the metrics per query; `prints` are the fingerprints of both sides."""
     candidate, production = (read_side(table, side, prints[side]) for side in (CANDIDATE, PRODUCTION))
     said = guard(one.name, candidate, production, gate)
@@ -310,6 +302,19 @@ def judge_set(one: GuardScored, table: bytes, prints: Mapping[str, str], gate: G
         deltas=said.deltas,
         trained=one.trained,
     )
+
+
+def try_out(
+    sets: Sequence[GuardSet], encoders: Mapping[str, ModelEncoder], trained_on: Iterable[str], gate: Gate
+) -> list[GuardResult]:
+    """What sets say of a candidate without a night; `encoders` and `trained_on` as in `score`."""
+    keys = {query_key(text) for text in trained_on} if sets else set()
+    prints = {side: encoder.fingerprint for side, encoder in encoders.items()}
+    results = []
+    for one in sets:
+        scored = GuardScored(one.name, "", "", len(one.test), len(one.documents), _trained(one, keys))
+        results.append(_judge_set(scored, _score_set(one, encoders), prints, gate))
+    return results
 
 
 def vetoes(results: Sequence[GuardResult]) -> list[str]:
