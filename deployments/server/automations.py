@@ -16,7 +16,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Final, get_args
 from uuid import UUID
 
-from deployments.server import channels, differences
+from deployments.server import channels, differences, following
 from deployments.server.settings import AlertName, Settings
 from tasks.config import Verdict
 from tasks.report.messages import REPLACEMENTS
@@ -81,7 +81,7 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
                 "expect": {f"prefect.flow-run.{state}" for state in ("Failed", "TimedOut", "Crashed")},
                 "match": {"prefect.resource.id": "prefect.flow-run.*"},
                 # a fine-tune that crashes is tried again by the night that waits for it, which fails if that fails
-                "match_related": _flow("retrain", "watch-production", "rollback"),
+                "match_related": _flow("retrain", "watch-production", "rollback", "reindex"),
                 # once per run: a report whose reply was lost is made again
                 "for_each": {"prefect.resource.id"},
                 "within": _SAME,
@@ -267,6 +267,8 @@ def _wanted(settings: Settings, channels: Mapping[str, UUID | None]) -> Iterator
                 name=f"{PREFIX}{alert.name}", description=description, trigger=trigger, actions=actions
             )
     yield from _zombies(settings)
+    if settings.index.target:
+        yield following.automation(f"{PREFIX}{following.NAME}", _event(settings, "production.changed"))
 
 
 def _testable(alert: Alert) -> Alert:
@@ -289,7 +291,7 @@ def _zombies(settings: Settings) -> Iterator[Any]:
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
-    flows = _flow("retrain", "fine-tune", "watch-production", "rollback")
+    flows = _flow("retrain", "fine-tune", "watch-production", "rollback", "reindex")
     silent = timedelta(minutes=settings.alerts.heartbeat_minutes)
     pending = timedelta(minutes=settings.alerts.pending_minutes)
     for name, when, after, expect, within in (
