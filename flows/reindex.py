@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from flows.context import store_url, work_folder
 from tasks import steps
 from tasks.config import Limits
-from tasks.index import MIN_RECALL
+from tasks.index import MIN_RECALL, Rule
 
 _LIMITS = Limits()
 _ATTEMPTS = 5
@@ -55,7 +55,7 @@ class _Settings:
     """How an index is made and tried."""
 
     workers: int | None
-    min_recall: float
+    rule: Rule
     base_model: str | None
     limits: Limits
 
@@ -66,6 +66,7 @@ def reindex(
     target: str | None = None,
     workers: int | None = None,
     min_recall: float = Field(MIN_RECALL, ge=0, le=1),
+    drop_previous: bool = False,
     base_model: str | None = None,
     limits: Limits = _LIMITS,
 ) -> Reindexed:
@@ -79,6 +80,7 @@ def reindex(
         target: Where the index is: lancedb:FOLDER or postgresql://user@host/database. None: LanceDB in RATCHET_WORK.
         workers: Actors of Ray that encode. 0: this process alone. None: one a GPU, else one for every four cores.
         min_recall: Least share of the 10 exact nearest documents that the index must find, over test queries.
+        drop_previous: Delete the index that served before as well, as after `ratchet forget`.
         base_model: Model that serves before anything is promoted. None: what the last night started from.
         limits: What one object under documents/ may be.
 
@@ -86,7 +88,7 @@ def reindex(
         What serves now, and what it took.
     """
     where = _Where(store_url(store), target, str(work_folder()))
-    settings = _Settings(workers, min_recall, base_model, limits)
+    settings = _Settings(workers, Rule(min_recall, drop_previous), base_model, limits)
     for _ in range(_ATTEMPTS):
         found = _once(where, settings)
         if found is not None:
@@ -112,7 +114,7 @@ def _once(where: _Where, settings: _Settings) -> Reindexed | None:
     followed = steps.follow(where.store, where.target, serving, where.work)
     embedded = steps.embed(where.store, serving, settings.limits, settings.workers, where.work)
     loaded = steps.load(where.store, where.target, embedded.index, where.work)
-    renewed = steps.switch(where.store, where.target, embedded.index, serving, settings.min_recall, where.work)
+    renewed = steps.switch(where.store, where.target, embedded.index, serving, settings.rule, where.work)
     if renewed is None:
         return None
     return Reindexed(

@@ -529,17 +529,19 @@ class Retired:
     versions: Sequence[str]
     checkpoints: Sequence[str]
     """Runs whose checkpoints are left over."""
+    vectors: Sequence[str] = ()
+    """Keys of vectors of indexes."""
 
 
 def retire(
     store: Store, *, keep: int | None = None, ledger_entries: int | None = None, dry_run: bool = False
 ) -> Retired:
-    """Delete the versions that nothing needs, and the checkpoints of abandoned runs.
+    """Delete the versions and vectors of indexes that nothing needs, and the checkpoints of abandoned runs.
 
     Kept is what serves, what the ledger's last entries name, what a run without a verdict uses, and the last `keep`
     candidates. A run without a verdict counts as given up when nothing was written in its folder for a week.
     """
-    from tasks import registry
+    from tasks import index, registry
 
     now = registry.store_time(store)
     left = [run for run in runs.unfinished(store) if _idle(run, now)]
@@ -555,7 +557,8 @@ def retire(
         in_use=lambda: versions_in_use(store),
         dry_run=dry_run,
     )
-    return Retired(versions, sorted(leftover))
+    vectors = index.retire(store, ledger_entries=ledger_entries, dry_run=dry_run)
+    return Retired(versions, sorted(leftover), vectors)
 
 
 def tidy(store: Store, work: Path) -> list[str]:

@@ -271,6 +271,8 @@ def retire(store: str, work: str) -> None:
     for what, names in (("versions", gone.versions), ("checkpoints of", gone.checkpoints), ("pulled versions", local)):
         if names:
             get_run_logger().info("deleted %s %s", what, ", ".join(names))
+    if gone.vectors:
+        get_run_logger().info("deleted %d shards of vectors", len(gone.vectors))
 
 
 @task(name="conclude", **_SHORT)
@@ -407,11 +409,11 @@ def load(store: str, target: str | None, name: str, work: str) -> int:
 
 @task(name="switch", **_LONG)
 def switch(
-    store: str, target: str | None, name: str, found: index.Serving, min_recall: float, work: str
+    store: str, target: str | None, name: str, found: index.Serving, rule: index.Rule, work: str
 ) -> index.Renewed | None:
     """Verify what was loaded, and let it serve."""
     with _target(target, store, work) as opened:
-        return index.switch(Store.open(store), opened, name, found, min_recall, Path(work))
+        return index.switch(Store.open(store), opened, name, found, rule, Path(work))
 
 
 @task(name="watch", **_LONG)

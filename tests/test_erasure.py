@@ -25,6 +25,8 @@ from deployments.stack import seaweedfs
 from tasks import erasure, intake
 from tasks.config import Limits
 from tasks.encoding.cache import VectorCache, text_hash
+from tasks.index import shards
+from tasks.index.documents import DOCUMENTS, Part
 from tasks.intake import commit_log, take_in
 from tasks.splits import Split, as_fields
 from tasks.storage import Store, StoreError
@@ -99,6 +101,10 @@ def records(store: Store, secret: str) -> None:
         cache = VectorCache(Path(folder), store)
         cache.add("k", [text_hash(secret), text_hash("kept")], np.ones((2, 4), np.float32))
         cache.add("k", [text_hash("kept too")], np.ones((1, 4), np.float32))
+    for number, (text, metadata) in enumerate([(secret, {}), ("x", {"author": [secret]}), ("kept", {})]):
+        part = Part(2, number, pa.table([["1"], [text], [json.dumps(metadata)]], schema=DOCUMENTS))
+        shards.stage(store, shards.shard_of(part))
+        shards.write(store, "a" * 64, shards.shard_of(part), np.ones((1, 1), np.float32))
 
 
 def everything(store: Store) -> Iterator[tuple[str, str]]:
@@ -417,3 +423,17 @@ def test_old_versions_are_forgotten_too_with_the_erasers_rights(versioned: tuple
         eraser.put("production.json", b"{}")
     with pytest.raises(StoreError):
         eraser.delete(["log/000000000001.json"])
+
+
+def test_forgetting_an_object_of_documents_reaches_the_shards_of_its_texts() -> None:
+    """Of its documents only those that no other object has; what the shards hold besides is made again."""
+    store = memory_store()
+    both = {"id": "2", "text": "in both"}
+    store.put("documents/a.jsonl", b"".join(orjson.dumps(one) + b"\n" for one in ({"id": "1", "text": SECRET}, both)))
+    store.put("documents/b.jsonl", orjson.dumps(both))
+    for number, text in enumerate([SECRET, "in both"]):
+        part = Part(1, number, pa.table([["1"], [text], ["{}"]], schema=DOCUMENTS))
+        shards.write(store, "a" * 64, shards.shard_of(part), np.ones((1, 1), np.float32))
+    forget(store, key="documents/a.jsonl")
+    assert places(store, SECRET) == set()
+    assert len(places(store, "in both")) == 2

@@ -5,7 +5,10 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tasks import index
-from tasks.encoding import ModelEncoder, Role, load
+from tasks import erasure, index, registry
+from tasks.encoding import ModelEncoder, Role, document_identity, load
 from tasks.index import documents, shards
 from tasks.index.build import Build, read_build
 from tasks.index.documents import DocumentsError, gather
-from tasks.index.targets import Target
+from tasks.index.retention import retire
+from tasks.index.targets import Target, TargetError
 from tasks.intake import take_in
 from tasks.parsing import Document, RefusedError, Rejected, read_documents
 from tasks.storage import Store
@@ -283,7 +287,7 @@ def renewed(store: Store, target: Any, model: Path, work: Path) -> index.Renewed
     index.follow(target, serving)
     done = index.embed(store, serving, work, workers=0)
     index.load(store, target, done.index)
-    found = index.switch(store, target, done.index, serving, 0.9, work)
+    found = index.switch(store, target, done.index, serving, index.Rule(0.9), work)
     assert found is not None
     return found
 
@@ -348,3 +352,160 @@ def test_killed_at_any_call_of_the_target_blue_serves_and_it_ends_equal(
         assert done.live == green == opened(folder).live()
         assert opened(folder).contents(green.index.name) == green.contents
         assert encoded == []
+
+
+# --- following production --------------------------------------------------------------------------------------
+
+
+def publish(store: Store, folder: Path) -> str:
+    """Publish a model as a night does, with the identity of its documents."""
+    description = registry.Description(
+        dimension=32, normalisation="l2", max_length=48, documents=document_identity(folder)
+    )
+    return registry.publish(store, folder, description)
+
+
+def promote(store: Store, version: str) -> None:
+    """Let a version serve in the place of whatever serves."""
+    scored = registry.read_production(store)
+    etag = scored.etag if scored else None
+    registry.promote(store, version, etag, run_id=f"run-{version}", who="w", reason="r", scores={})
+
+
+def follow_production(store: Store, target: Target, work: Path) -> index.Renewed:
+    """Every stage of a reindex for what serves."""
+    serving = index.find_serving(store, work)
+    done = index.embed(store, serving, work, workers=0)
+    index.load(store, target, done.index)
+    found = index.switch(store, target, done.index, serving, index.Rule(0.9), work)
+    assert found is not None
+    return found
+
+
+def test_a_rollback_switches_back_without_encoding(model: Path, tmp_path: Path, encoded: list[str]) -> None:
+    """Two versions in turn, then the first again: at once, its index as it was; a third index pushes out the oldest."""
+    store, target = filled(memory_store()), opened(tmp_path / "target")
+    versions = [publish(store, tiny_models.save(tmp_path / f"{n}", max_length=n)) for n in (8, 16)]
+    lives = []
+    for version in versions:
+        promote(store, version)
+        assert index.follow(target, index.find_serving(store, tmp_path)) is None
+        lives.append(follow_production(store, target, tmp_path).live)
+    assert [live.model for live in lives] == versions
+    assert lives[0].index != lives[1].index
+    encoded.clear()
+    registry.rollback(store, run_id="back", who="w", reason="r")
+    back = index.follow(target, index.find_serving(store, tmp_path))
+    assert back == replace(lives[0], promotion=3) == target.live()
+    assert follow_production(store, target, tmp_path).live == back
+    assert encoded == []
+
+
+def test_a_version_with_the_same_documents_takes_over_the_index(
+    model: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    """Only the name of the model changes, under a new number; nothing is encoded, loaded or dropped."""
+    store, target = filled(memory_store()), opened(tmp_path / "target")
+    promote(store, publish(store, model))
+    before = follow_production(store, target, tmp_path).live
+    other = shutil.copytree(model, tmp_path / "other")
+    settings = json.loads((other / "config_sentence_transformers.json").read_text())
+    settings["prompts"]["query"] = "find: "
+    (other / "config_sentence_transformers.json").write_text(json.dumps(settings))
+    assert document_identity(other) == document_identity(model)
+    promote(store, publish(store, other))
+    encoded.clear()
+    after = index.follow(target, index.find_serving(store, tmp_path))
+    assert after == replace(before, model=registry.read_production(store).version, promotion=2)  # type: ignore[union-attr]
+    assert target.live() == after
+    assert encoded == []
+
+
+def test_what_production_left_meanwhile_does_not_serve(model: Path, tmp_path: Path) -> None:
+    """Production changes while an index is built: blue stays, and the next pass follows what serves then."""
+    store, target = filled(memory_store()), opened(tmp_path / "target")
+    promote(store, publish(store, tiny_models.save(tmp_path / "a", max_length=8)))
+    blue = follow_production(store, target, tmp_path).live
+    promote(store, publish(store, tiny_models.save(tmp_path / "b", max_length=16)))
+    serving = index.find_serving(store, tmp_path)
+    done = index.embed(store, serving, tmp_path, workers=0)
+    index.load(store, target, done.index)
+    promote(store, publish(store, model))
+    assert index.switch(store, target, done.index, serving, index.Rule(), tmp_path) is None
+    assert target.live() == blue
+    assert follow_production(store, target, tmp_path).live.promotion == 3
+
+
+class Full:
+    """A target that has no room after so many shards."""
+
+    def __init__(self, target: Target, room: int) -> None:
+        self._target, self._room = target, room
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._target, name)
+
+    def load(self, *given: Any) -> None:
+        """Take a shard while there is room."""
+        self._room -= 1
+        if self._room < 0:
+            raise TargetError("the disk is full: make room, then run `ratchet reindex`")
+        self._target.load(*given)
+
+
+def test_a_target_that_is_full_leaves_blue_serving_and_is_gone_on_with(
+    model: Path, tmp_path: Path, encoded: list[str]
+) -> None:
+    """The error is the target's; what was loaded stays, and what was embedded is not embedded again."""
+    store, target = filled(memory_store(), COUNT // 2), opened(tmp_path / "target")
+    blue = renewed(store, target, model, tmp_path).live
+    filled(store)
+    with pytest.raises(TargetError, match="the disk is full"):
+        renewed(store, Full(target, 1), model, tmp_path)
+    assert target.live() == blue
+    encoded.clear()
+    done = renewed(store, target, model, tmp_path)
+    assert (done.live.contents.count, target.live()) == (COUNT, done.live)
+    assert encoded == []
+
+
+def test_after_an_erasure_the_previous_index_goes_too(model: Path, tmp_path: Path) -> None:
+    """`drop_previous` leaves the target with one index, whose documents no longer hold the text."""
+    store, target = filled(memory_store()), opened(tmp_path / "target")
+    renewed(store, target, model, tmp_path)
+    wanted = erasure.select(store, document="document number 4 about pumps")
+    plan = erasure.find(store, wanted)
+    assert len(plan.vectors) == 1
+    erasure.carry_out(store, wanted, plan)
+    serving = serving_of(model)
+    done = index.embed(store, serving, tmp_path, workers=0)
+    index.load(store, target, done.index)
+    found = index.switch(store, target, done.index, serving, index.Rule(drop_previous=True), tmp_path)
+    assert found is not None
+    assert found.live.contents.count == COUNT - 1
+    assert target.indexes() == [done.index]
+
+
+def test_vectors_go_when_no_rollback_can_need_them(tmp_path: Path) -> None:
+    """Three encoders served; two changes are kept, which name the last two. Of those the latest index stays."""
+    store, target = filled(memory_store()), opened(tmp_path / "target")
+    later = datetime.now(UTC) + timedelta(days=2)
+    builds = []
+    for n in (8, 16, 24):
+        promote(store, publish(store, tiny_models.save(tmp_path / f"{n}", max_length=n)))
+        builds.append(follow_production(store, target, tmp_path).live.index)
+    assert retire(store, ledger_entries=1, now=datetime.now(UTC)) == []
+    before = sorted(entry.key for entry in store.entries("indexes/"))
+    gone = retire(store, ledger_entries=1, now=later, dry_run=True)
+    assert sorted(entry.key for entry in store.entries("indexes/")) == before
+    assert retire(store, ledger_entries=1, now=later) == gone
+    assert {key.split("/")[1] for key in gone} == {"builds", builds[0].documents}
+    assert retire(store, ledger_entries=1, now=later) == []
+    store.put("documents/new.jsonl", lines({"id": "new", "text": "one more"}))
+    follow_production(store, target, tmp_path)
+    gone = retire(store, ledger_entries=1, now=later)
+    assert len(gone) == 2  # one of the two indexes of the encoder, and the one shard in which they differ
+    names = [shards.name_of(entry.key).removesuffix(".json") for entry in store.entries(shards.BUILDS)]
+    found = [read_build(store, name) for name in names]
+    assert {one.identity for one in found} == {build.documents for build in builds[1:]}
+    assert {len(list(rows_of(store, one))) for one in found} <= {COUNT, COUNT + 1}  # whole

@@ -30,6 +30,9 @@ def reindex(
     min_recall: Annotated[
         float, typer.Option(min=0, max=1, help="Least share of the 10 nearest documents that the index must find.")
     ] = 0.95,
+    drop_previous: Annotated[
+        bool, typer.Option("--drop-previous", help="Delete the index that served before too: after `ratchet forget`.")
+    ] = False,
     base_model: Annotated[
         str | None,
         typer.Option(help="Model that serves before a promotion. Default: what the last night started from."),
@@ -42,7 +45,14 @@ def reindex(
     from flows.reindex import reindex as flow
 
     with private_server():
-        found = flow(store=opened.url, target=target, workers=workers, min_recall=min_recall, base_model=base_model)
+        found = flow(
+            store=opened.url,
+            target=target,
+            workers=workers,
+            min_recall=min_recall,
+            drop_previous=drop_previous,
+            base_model=base_model,
+        )
     serves = "the base model" if found.model == "base" else f"version {found.model}"
     console.print(f"index {found.index} serves {escape(serves)}: {found.documents:,} documents")
     console.print(

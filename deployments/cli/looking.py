@@ -88,6 +88,7 @@ def forget(
     console.print(
         "Workers keep vectors under RATCHET_WORK/vectors: delete that folder on each. The next night trains again."
     )
+    console.print("An index has it until `ratchet reindex --drop-previous` has run on its target.")
 
 
 def _described(plan: Plan) -> list[str]:
@@ -99,7 +100,7 @@ def _described(plan: Plan) -> list[str]:
         "entries of the log": len(plan.commits),
         "batches that nothing names": len(plan.orphans),
         "records of runs and of the watch": len(plan.records),
-        "blocks of cached vectors": len(plan.vectors),
+        "blocks of cached vectors, shards of indexes": len(plan.vectors),
         "old versions that the bucket keeps": len(plan.old),
     }
     lines = [f"{count:>8,}  {name}" for name, count in found.items() if count]

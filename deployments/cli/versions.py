@@ -118,7 +118,7 @@ def retire(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Delete versions and checkpoints that nothing needs; every night does so at its end."""
+    """Delete versions, checkpoints and vectors of indexes that nothing needs; every night does so at its end."""
     from tasks import night
 
     gone = night.retire(connect(state, store), keep=keep, ledger_entries=ledger_entries, dry_run=dry_run)
@@ -126,7 +126,9 @@ def retire(
         console.print(f"version {version}")
     for run in gone.checkpoints:
         console.print(f"checkpoints of run {run}")
-    count = len(gone.versions) + len(gone.checkpoints)
+    for key in gone.vectors:
+        console.print(f"vectors {key}")
+    count = len(gone.versions) + len(gone.checkpoints) + len(gone.vectors)
     console.print(
         "nothing to delete"
         if not count

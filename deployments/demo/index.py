@@ -21,5 +21,5 @@ def build(store: Store, work: Path) -> int:
             return followed.contents.count
         embedded = index.embed(store, serving, work, workers=0)
         index.load(store, target, embedded.index)
-        index.switch(store, target, embedded.index, serving, index.MIN_RECALL, work)
+        index.switch(store, target, embedded.index, serving, index.Rule(), work)
         return embedded.documents

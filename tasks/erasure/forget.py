@@ -25,8 +25,10 @@ import pyarrow.parquet as pq
 
 from tasks.encoding.cache import PREFIX as VECTORS
 from tasks.encoding.cache import text_hash
+from tasks.erasure import indexed
 from tasks.erasure.rewrite import CannotRewriteError, record_without, source_without
 from tasks.erasure.wanted import Wanted, batches
+from tasks.index.shards import FOLDER as INDEXES
 from tasks.intake import BATCH, commit_log
 from tasks.intake.commit_log import Commit, Source
 from tasks.runs import now
@@ -65,7 +67,7 @@ class Plan:
     records: tuple[str, ...] = ()
     """What runs and the watch wrote."""
     vectors: tuple[str, ...] = ()
-    """Blocks of cached vectors."""
+    """Blocks of cached vectors, and shards of indexes."""
     old: tuple[OldVersion, ...] = ()
     """Versions that the bucket keeps of objects that were overwritten or deleted."""
     versions: tuple[str, ...] = ()
@@ -145,10 +147,17 @@ def _records(store: Store) -> Iterator[str]:
 
 
 def _vectors(store: Store, wanted: Wanted) -> Iterator[str]:
-    """Blocks with the vector of a text to forget."""
+    """Blocks with the vector of a text to forget, and shards of indexes that hold it."""
     for entry in list(store.entries(VECTORS)):
         if entry.key.endswith(".npy") and _has_vector(store.get(entry.key).body, wanted):
             yield entry.key
+    for key in indexed.shards(store):
+        if _is_in_shard(store.get(key).body, wanted):
+            yield key
+
+
+def _is_in_shard(body: bytes, wanted: Wanted) -> bool:
+    return any(map(wanted.equals, indexed.values(body)))
 
 
 def _has_vector(body: bytes, wanted: Wanted) -> bool:
@@ -157,7 +166,7 @@ def _has_vector(body: bytes, wanted: Wanted) -> bool:
 
 
 def _old_versions(store: Store) -> Iterator[OldVersion]:
-    for folder in (*SOURCES, *_RECORDS, "batches/", "quarantine/", VECTORS):
+    for folder in (*SOURCES, *_RECORDS, "batches/", "quarantine/", VECTORS, INDEXES):
         yield from list(store.old_versions(folder))
 
 
@@ -172,6 +181,8 @@ def _is_held(key: str, body: bytes, wanted: Wanted) -> bool:
         return record_without(key, body, wanted) is not None
     if key.endswith(".jsonl"):
         return bool(_divided(body, wanted)[1])
+    if indexed.is_shard(key):
+        return _is_in_shard(body, wanted)
     if key.endswith(".parquet"):
         return wanted.holds_in(pq.read_table(pa.BufferReader(body)))
     return key.endswith(".npy") and _has_vector(body, wanted)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from tasks.erasure import indexed
 from tasks.splits import document_key
 from tasks.storage import Store
 
@@ -149,10 +150,14 @@ def batches(store: Store) -> Iterable[tuple[str, pa.Table]]:
 def _texts_of(store: Store, key: str) -> set[str]:
     """The texts of an object's rows, whatever state of it they are from, that no other object has."""
     own: dict[str, set[str]] = {}
+    for text in indexed.texts_of(store, key):
+        own.setdefault(document_key(text), set()).add(text)
     for _, table in batches(store):
         for text in _texts(table.filter(pc.equal(table["object"], key))):
             own.setdefault(document_key(text), set()).add(text)
     if own:
+        for text in indexed.other_texts(store, key):
+            own.pop(document_key(text), None)
         for _, table in batches(store):
             for text in _texts(table.filter(pc.not_equal(table["object"], key))):
                 own.pop(document_key(text), None)

@@ -1,7 +1,8 @@
 """Documents to a search index with production's vectors: shards of vectors in the store, loaded into a target."""
 
 from tasks.index.documents import DocumentsError
-from tasks.index.renew import Renewed, follow
+from tasks.index.renew import Renewed, Rule, follow
+from tasks.index.retention import retire
 from tasks.index.serving import Serving, find_serving
 from tasks.index.shards import ShardError
 from tasks.index.stages import Embedded, embed, load, switch
@@ -22,6 +23,7 @@ __all__ = [
     "Embedded",
     "Live",
     "Renewed",
+    "Rule",
     "Serving",
     "ShardError",
     "Target",
@@ -31,6 +33,7 @@ __all__ = [
     "follow",
     "load",
     "open_target",
+    "retire",
     "switch",
     "takes_password",
 ]

@@ -51,6 +51,11 @@ class Chosen:
     path: str
 
 
+def encoder_key(identity: str) -> str:
+    """Where it is written down how the documents of one encoder are encoded."""
+    return f"{shards.FOLDER}{identity}/encoder.json"
+
+
 def folder_of(store: Store, version: str, base: str, work: Path) -> Path:
     """The verified files of a model: a version is pulled to `work`, the base model found by its name."""
     return resolve_model(base) if version == BASE else pull(store, version, work / "models" / version)
@@ -88,9 +93,7 @@ class ShardEncoder:
         return self._loaded
 
     def _chosen(self, model: SentenceTransformer, sample: list[str]) -> Chosen:
-        key = f"{shards.FOLDER}{self.model.identity}/encoder.json"
-
         def choose() -> Chosen:
             return Chosen(self.model.version, self.model.dimension, choose_path([model], sample).name)
 
-        return once(self.store, key, Chosen, choose)
+        return once(self.store, encoder_key(self.model.identity), Chosen, choose)

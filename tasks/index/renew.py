@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final
 
 import numpy as np
 
@@ -19,8 +18,18 @@ from tasks.index.serving import Serving
 from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, Verified, verify
 from tasks.storage import Store
 
-_KEPT: Final = 2
-"""Indexes that a target keeps: what serves, and what served before it."""
+
+@dataclass(frozen=True)
+class Rule:
+    """How an index is tried and what is kept of others.
+
+    Attributes:
+        min_recall: least share of the exact nearest documents that the search structure must find.
+        drop_previous: delete the index that served before as well, as after an erasure; a rollback then builds anew.
+    """
+
+    min_recall: float = MIN_RECALL
+    drop_previous: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,7 +87,7 @@ def switch(
     serving: Serving,
     queries: np.ndarray,
     *,
-    min_recall: float = MIN_RECALL,
+    rule: Rule,
     still: Callable[[], bool] = lambda: True,
 ) -> Renewed | None:
     """Verify a loaded index, let it serve, and drop what nobody needs.
@@ -88,23 +97,23 @@ def switch(
         build: What it must hold.
         serving: The model that it was built for.
         queries: Vectors of queries by that model, of shape (n_queries, dimension).
-        min_recall: Least share of the exact nearest documents that the search structure must find.
+        rule: How it is tried, and what is kept.
         still: Whether that model serves still; asked last before the switch.
 
     Returns None, with nothing changed, where it no longer does. Raises VerificationError, SwitchedError, TargetError.
     """
     live = target.live()
-    verified = verify(target, build.index, build.contents, queries, min_recall=min_recall)
+    verified = verify(target, build.index, build.contents, queries, min_recall=rule.min_recall)
     if not still():
         return None
     wanted = Live(build.index, serving.model.version, build.contents, serving.promotion)
     target.switch(wanted, live)
-    return Renewed(wanted, verified, tuple(_tidy(target)))
+    return Renewed(wanted, verified, tuple(_tidy(target, 1 if rule.drop_previous else 2)))
 
 
-def _tidy(target: Target) -> list[str]:
-    """Drop all indexes but what serves and what served before it; returns their names."""
-    kept = list(dict.fromkeys(one.index.name for one in target.served()))[:_KEPT]
+def _tidy(target: Target, keep: int) -> list[str]:
+    """Drop all indexes but the `keep` that served last; returns their names."""
+    kept = list(dict.fromkeys(one.index.name for one in target.served()))[:keep]
     gone = [name for name in target.indexes() if name not in kept]
     for name in gone:
         target.drop(name)

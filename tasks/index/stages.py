@@ -14,7 +14,7 @@ from tasks.index import renew, shards
 from tasks.index.build import Build, Progress, build, read_build
 from tasks.index.client import query_encoders
 from tasks.index.documents import Documents, Origin, gather
-from tasks.index.renew import Renewed
+from tasks.index.renew import Renewed, Rule
 from tasks.index.serving import Serving, still_serves, trial_queries
 from tasks.index.targets import Target
 from tasks.storage import Store
@@ -99,7 +99,7 @@ def load(store: Store, target: Target, name: str, on_progress: Progress | None =
     return renew.load(store, target, read_build(store, name), on_progress)
 
 
-def switch(store: Store, target: Target, name: str, serving: Serving, min_recall: float, work: Path) -> Renewed | None:
+def switch(store: Store, target: Target, name: str, serving: Serving, rule: Rule, work: Path) -> Renewed | None:
     """Try a loaded index with queries of the test side, and let it serve; None where production has changed meanwhile.
 
     Where nothing is labelled, it is tried with the beginnings of documents.
@@ -108,9 +108,7 @@ def switch(store: Store, target: Target, name: str, serving: Serving, min_recall
     queries = trial_queries(store) or _beginnings(store, found)
     encode = query_encoders(store, work, serving.model.base)(serving.model.version)
     vectors = encode(queries)
-    return renew.switch(
-        target, found, serving, vectors, min_recall=min_recall, still=lambda: still_serves(store, serving)
-    )
+    return renew.switch(target, found, serving, vectors, rule=rule, still=lambda: still_serves(store, serving))
 
 
 def _beginnings(store: Store, found: Build) -> list[str]:
