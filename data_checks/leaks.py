@@ -12,13 +12,16 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.splits import query_key
+from tasks.splits import document_key, query_key
 
 NEAR_DUPLICATE: Final = 0.9
 """Similarity from which two queries ask the same thing with hardly another word."""
 
 _CELLS: Final = 1 << 22
 """Similarities held at a time: 16 MiB."""
+
+_COMPARED: Final = 2_000
+"""Characters of a document that are compared."""
 
 
 def nearest_training_query(test: Sequence[str], trained: Sequence[str]) -> NDArray[np.float64]:
@@ -47,3 +50,30 @@ def nearest_training_query(test: Sequence[str], trained: Sequence[str]) -> NDArr
 def near_duplicates(nearest: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which test queries nearly repeat a training query, by how similar the most similar one is."""
     return nearest >= NEAR_DUPLICATE
+
+
+def similar(asked: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
+    """Pairs of different queries that ask nearly the same, as (place in `asked`, place in `among`), of shape (n, 2).
+
+    Compared as by `nearest_training_query`; queries with the same key are one question, and no pair.
+    """
+    from rapidfuzz import fuzz, process
+
+    keys = [query_key(query) for query in among]
+    if not keys:
+        return np.empty((0, 2), np.int64)
+    own = [query_key(query) for query in asked]
+    rows = max(1, _CELLS // len(keys))
+    found = []
+    for start in range(0, len(own), rows):
+        near = process.cdist(own[start : start + rows], keys, scorer=fuzz.ratio, dtype=np.float32)
+        places = np.argwhere((near >= 100 * NEAR_DUPLICATE) & (near < 100))
+        found.append(places + np.array([start, 0]))
+    return np.concatenate([*found, np.empty((0, 2), np.int64)])
+
+
+def alike(one: str, other: str) -> bool:
+    """Whether two documents nearly repeat each other, by their first 2,000 characters."""
+    from rapidfuzz import fuzz
+
+    return fuzz.ratio(document_key(one[:_COMPARED]), document_key(other[:_COMPARED])) >= 100 * NEAR_DUPLICATE

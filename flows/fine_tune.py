@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from prefect import flow
 
 from flows.context import store_url, work_folder
@@ -44,4 +46,7 @@ def fine_tune(
     if leaks.result.verdict != "ok":
         return leaks
     candidate = steps.train(url, run_id, commit, production, training, work)
-    return steps.score(url, run_id, commit, candidate.version, production, training, gate, work)
+    scored = steps.score(url, run_id, commit, candidate.version, production, training, gate, work)
+    with suppress(Exception):  # logged by Prefect: what is said of the labels decides nothing
+        steps.audit(url, run_id, commit, candidate.version, production, training, work)
+    return scored

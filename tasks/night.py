@@ -34,6 +34,7 @@ from tasks.config import (
     Verdict,
 )
 from tasks.records import (
+    Audited,
     Begun,
     Candidate,
     Checked,
@@ -50,7 +51,7 @@ from tasks.records import (
 )
 from tasks.report import material
 from tasks.runs import Run
-from tasks.storage import Store
+from tasks.storage import Store, StoreError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -394,6 +395,51 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
     return run.once(runs.SCORED, scored)
 
 
+def audit(
+    store: Store, run_id: str, commit: int, candidate: str, production: str | None, training: Training, work: Path
+) -> Audited:
+    """Look for wrong labels, with the models and the numeric path of the scores, and keep what is suspicious."""
+    from tasks import audit as labels
+    from tasks import dataset, encoding, intake, scoring, splits
+
+    run = Run(store, run_id)
+
+    def audited() -> Audited:
+        rows = intake.read_rows(store, commit)
+        scored, trained, good = run.read(runs.SCORED), run.read(runs.CANDIDATE), runs.last_good(store, run_id)
+        path = encoding.path_named(scored.numeric_path)
+        versions = {scoring.CANDIDATE: candidate, scoring.PRODUCTION: production, scoring.BASE: None}
+        folders = {side: _model(store, versions[side], training.base_model, work) for side in scored.sides}
+        encoders = {
+            side: _cached(store, encoding.ModelEncoder.open(folder, path), work) for side, folder in folders.items()
+        }
+        data = dataset.build(rows, splits.load_split(store))
+        since = good.commit if good is not None and good.commit < commit else 0
+        found, suspects = labels.look(
+            labels.Night(rows, data, encoders, since, training.hard_negatives, trained.started_from, training.seed)
+        )
+        run.put(runs.SUSPECTS, suspects)
+        return found
+
+    return run.once(runs.AUDITED, audited)
+
+
+def audit_failed(store: Store, run_id: str, why: str) -> None:
+    """Note that a night has no audit of its labels, so that its report says so."""
+    Run(store, run_id).once(runs.AUDITED, lambda: Audited(failed=why))
+
+
+def _audited(run: Run, verdict: Verdict) -> list[str]:
+    """Which upload probably made a night regress; nothing where that cannot be read: it is no part of the verdict."""
+    from tasks.report.labels import blamed
+
+    try:
+        found = run.find(runs.AUDITED)
+    except StoreError:
+        return []
+    return blamed(found) if found is not None and verdict == "regressed" else []
+
+
 def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     """Decide on what was scored, and write the decision. Production is not changed by it."""
     from data_checks.findings import ChecksResult
@@ -424,7 +470,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     models = {name: Model(version=side.version, scores=side.scores) for name, side in scored.sides.items()}
     return Judged(
         decision.verdict,
-        decision.reasons,
+        [*decision.reasons, *_audited(run, decision.verdict)],
         candidate=models["candidate"],
         production=models["production"],
         base=models.get("base"),

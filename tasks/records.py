@@ -361,3 +361,66 @@ class Scored:
         """The sides by name, in the order in which people read them."""
         named = {"base": self.base, "production": self.production, "candidate": self.candidate}
         return {name: side for name, side in named.items() if side is not None}
+
+
+SuspectKind = Literal["upload", "label", "false negative", "contradiction", "similar queries", "similar documents"]
+
+
+@dataclass(frozen=True)
+class Suspect:
+    """A label that people should look at: a line of `suspects.jsonl`. Texts are cut.
+
+    Attributes:
+        object, line: The row; of an upload line 0.
+        other: The text that speaks against it: what is found instead, the negative, the near duplicate.
+        other_object, other_line: Its row, where another row has it.
+    """
+
+    kind: SuspectKind
+    object: str
+    line: int
+    query: str
+    document: str
+    other: str
+    why: str
+    other_object: str = ""
+    other_line: int = 0
+
+
+@dataclass(frozen=True)
+class UploadAudit:
+    """How one upload, source or labeller looked.
+
+    Attributes:
+        share: Share of its labels that look drawn at random; None where it could not be judged.
+        named: Whether that is more than chance and honest slips explain.
+        without: How much higher MRR on dev queries is when a linear adapter is fitted without it; None if not tried.
+    """
+
+    name: str
+    pairs: int
+    share: float | None
+    named: bool
+    why: str
+    without: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audited:
+    """`audit.json`: what the night says of its labels and of its machine; no verdict depends on it.
+
+    Attributes:
+        pairs: Training pairs that were looked at.
+        counts: Suspects by kind; of some kinds `suspects.jsonl` has the first thousand only.
+        shown: The first of each kind.
+        uploads: The newest uploads that were judged.
+        too_small: New uploads that were too small to be judged.
+        failed: Why there is no audit; empty where there is one.
+    """
+
+    pairs: int = 0
+    counts: Mapping[str, int] = field(default_factory=dict)
+    shown: Sequence[Suspect] = ()
+    uploads: Sequence[UploadAudit] = ()
+    too_small: int = 0
+    failed: str = ""

@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.config import Outcome, Verdict
-from tasks.records import Asked, Begun, Candidate, Checked, Scored, Settings, Started, Taken
+from tasks.records import Asked, Audited, Begun, Candidate, Checked, Scored, Settings, Started, Taken
 from tasks.storage import Store, StoreError
 
 T = TypeVar("T")
@@ -52,18 +52,21 @@ CANDIDATE: Final = File("train.json", Candidate)
 SCORED: Final = File("scores.json", Scored)
 OUTCOME: Final = File("outcome.json", Outcome)
 ROLLBACK: Final = File("rollback.json", Asked)
+AUDITED: Final = File("audit.json", Audited)
 
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
 PER_QUERY: Final = "per_query.parquet"
 TO_JUDGE: Final = "to_judge.jsonl"
 GUARDS: Final = "guards/"
+SUSPECTS: Final = "suspects.jsonl"
 REPORT: Final = "report.html"
 CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
-    DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, REPORT, CHECKPOINTS,
+    AUDITED.name,
+    DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, SUSPECTS, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""
 
@@ -178,6 +181,12 @@ def last_concluded(store: Store, *, before: str | None = None) -> Outcome | None
         if plausible == _LOOKED_AT:
             break
     return max(found, key=lambda one: (one.commit, one.run_id < tomorrow, one.run_id), default=None)
+
+
+def last_good(store: Store, before: str) -> Outcome | None:
+    """The last night before a run that came to a model which was not worse than production."""
+    outcomes = (run.outcome for run in backwards(store, before=before))
+    return next((one for one in outcomes if one is not None and one.verdict in ("promoted", "held")), None)
 
 
 def regression(store: Store, outcome: Outcome) -> Regression | None:

@@ -39,7 +39,7 @@ from tqdm import tqdm
 from tasks import alerts, index, night, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
-from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
+from tasks.records import Asked, Audited, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
 from tasks.registry import Change, RegistryError, store_time
 from tasks.report import evidence
 from tasks.runs import Run
@@ -228,6 +228,21 @@ def score(
         return night.score(
             Store.open(store), run_id, commit, candidate, production, training, gate, Path(work), progress
         )
+
+
+@task(name="audit labels", **_LONG)
+def audit(
+    store: str, run_id: str, commit: int, candidate: str, production: str | None, training: Training, work: str
+) -> Audited | None:
+    """Look for wrong labels. Whatever becomes of it, the night goes on to the same verdict."""
+    opened = Store.open(store)
+    try:
+        return night.audit(opened, run_id, commit, candidate, production, training, Path(work))
+    except Exception as error:  # noqa: BLE001 - whatever it is: the verdict needs no audit
+        get_run_logger().exception("the labels were not audited")
+        with suppress(StoreError):
+            night.audit_failed(opened, run_id, f"{type(error).__name__}: {error}")
+        return None
 
 
 @task(name="judge", **_SHORT)

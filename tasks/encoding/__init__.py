@@ -15,6 +15,7 @@ from tasks.encoding.encoder import (
     VectorError,
     by_budget,
     encode,
+    path_named,
 )
 from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import document_identity, fingerprint, weights_hash
@@ -55,6 +56,7 @@ __all__ = [
     "moved",
     "out_of_memory",
     "padding",
+    "path_named",
     "prompt_for",
     "put_aside",
     "release",

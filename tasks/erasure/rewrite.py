@@ -33,7 +33,7 @@ _DROP: Final = object()
 _NO_TEXT: Final = frozenset({"slice", "split", "label", "language", "lang", "source", "id", "_id"})
 """Names of fields whose values are not texts of a row, though they may be spelt as one."""
 
-_TEXT_FIELDS: Final = frozenset({"query", "text", "document", "returned_before", "returned_after"})
+_TEXT_FIELDS: Final = frozenset({"query", "text", "document", "returned_before", "returned_after", "other"})
 """Names of fields of records that hold texts of rows, and no words of their own."""
 
 _DELIMITERS: Final = ",;\t|"

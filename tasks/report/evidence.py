@@ -9,6 +9,7 @@ from tasks import runs
 from tasks.config import Outcome
 from tasks.gate import Decision
 from tasks.intake import commit_log
+from tasks.report.labels import blamed
 from tasks.runs import File, Run
 from tasks.scoring import movers
 from tasks.storage import Store
@@ -38,6 +39,8 @@ class Evidence:
     """The last night whose model was not worse; None: there was none."""
     objects: Sequence[tuple[str, int, int]] = ()
     """What was taken in since: key, rows accepted, rows rejected."""
+    blamed: Sequence[str] = ()
+    """Which upload probably made it worse."""
 
 
 def gather(store: Store, outcome: Outcome) -> Evidence:
@@ -49,7 +52,8 @@ def gather(store: Store, outcome: Outcome) -> Evidence:
     slices = run.read(File(runs.DECISION, Decision)).slices
     worst = sorted(slices.items(), key=lambda item: min(item[1].values.values()))
     lost, _ = movers.moved(store.get(run.key(runs.PER_QUERY)).body, _QUERIES)
-    good = _last_good(store, outcome.run_id)
+    audited = run.find(runs.AUDITED)
+    good = runs.last_good(store, outcome.run_id)
     since = good.commit if good else 0
     return Evidence(
         slices=[(name, part.queries, part.values) for name, part in worst[:_SLICES] if min(part.values.values()) < 0],
@@ -60,10 +64,5 @@ def gather(store: Store, outcome: Outcome) -> Evidence:
             for commit in commit_log.read(store, range(since + 1, outcome.commit + 1))
             for source in commit.objects
         ],
+        blamed=blamed(audited) if audited else (),
     )
-
-
-def _last_good(store: Store, before: str) -> Outcome | None:
-    """The last night that came to a model which was not worse than production."""
-    outcomes = (run.outcome for run in runs.backwards(store, before=before))
-    return next((o for o in outcomes if o is not None and o.verdict in ("promoted", "held")), None)

@@ -17,7 +17,7 @@ from tasks import runs
 from tasks.config import DECISIVE, Outcome, Verdict
 from tasks.gate import NEW_DOCUMENTS, Decision
 from tasks.intake import commit_log
-from tasks.records import Band, Moved, Trained
+from tasks.records import Audited, Band, Moved, Trained
 from tasks.runs import File, Run
 from tasks.storage import Store
 
@@ -96,6 +96,7 @@ class Material:
         parameters: the settings of the run, group by group.
         versions: libraries by name.
         numeric_path: how vectors were computed.
+        audit: what was found of the labels.
     """
 
     checks: Sequence[Mapping[str, str]] = ()
@@ -115,6 +116,7 @@ class Material:
     parameters: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     numeric_path: str = ""
+    audit: Audited | None = None
 
 
 def gather(store: Store, outcome: Outcome) -> Material:
@@ -149,6 +151,7 @@ def gather(store: Store, outcome: Outcome) -> Material:
         parameters={name: group.model_dump(mode="json") for name, group in vars(settings).items()} if settings else {},
         versions=_versions(),
         numeric_path=scored.numeric_path if scored else "",
+        audit=run.find(runs.AUDITED),
     )
 
 

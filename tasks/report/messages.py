@@ -110,8 +110,9 @@ def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Me
     )
     for name, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
         text.add(_compared(label, production.scores.get(name), candidate.scores.get(name), outcome.deltas.get(name)))
-    if evidence.slices:
-        text.add("Worst slices:")
+    lines = [cut(plain(sentence), 400) for sentence in evidence.blamed[:_NAMED]]
+    for line in [*lines, *(["Worst slices:"] if evidence.slices else [])]:
+        text.add(line)
     for name, queries, values in evidence.slices:
         figures = ", ".join(
             f"{METRIC_LABELS.get(metric, metric)} {100 * value:+.1f} points" for metric, value in sorted(values.items())
