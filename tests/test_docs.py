@@ -201,6 +201,7 @@ _FOR_PEOPLE = frozenset(
         *("StoreError", "LogError", "SplitError", "RegistryError", "RefusedError", "VersionError", "LedgerError"),
         *("TrialError", "ConvertError", "GuardError", "ModelError", "TrainingError"),
         *("TargetError", "GoneError", "SwitchedError", "VerificationError", "IndexSecretError"),
+        *("DocumentsError", "ShardError", "ProductionMovedError", "RayError"),
     }
 )
 """Errors whose message is what a command or a failed night says."""

@@ -112,7 +112,7 @@ def _expected() -> tuple[type[Exception], ...]:
     from flows.context import WorkFolderError
     from flows.reindex import ProductionMovedError
     from tasks.encoding import ModelError
-    from tasks.index import DocumentsError, ShardError, TargetError
+    from tasks.index import DocumentsError, RayError, ShardError, TargetError
     from tasks.registry import RegistryError
     from tasks.storage import StoreError
 
@@ -128,6 +128,7 @@ def _expected() -> tuple[type[Exception], ...]:
         WorkFolderError,
         ModelError,
         DocumentsError,
+        RayError,
         ShardError,
         TargetError,
         ProductionMovedError,

@@ -1,6 +1,7 @@
 """Documents to a search index with production's vectors: shards of vectors in the store, loaded into a target."""
 
 from tasks.index.documents import DocumentsError
+from tasks.index.on_ray import RayError
 from tasks.index.renew import Renewed, Rule, follow
 from tasks.index.retention import retire
 from tasks.index.serving import Serving, find_serving
@@ -22,6 +23,7 @@ __all__ = [
     "DocumentsError",
     "Embedded",
     "Live",
+    "RayError",
     "Renewed",
     "Rule",
     "Serving",

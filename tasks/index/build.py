@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from tasks.index import on_ray, shards
 from tasks.index.documents import Documents
 from tasks.index.encoder import Model, ShardEncoder
-from tasks.index.on_ray import Work
+from tasks.index.on_ray import RayError, Work
 from tasks.index.shards import ShardError
 from tasks.index.targets import Contents, Index, contents_of
 from tasks.storage import Store
@@ -175,5 +175,5 @@ def _on_ray(workers: int | None, missing: int) -> bool:
     if importlib.util.find_spec("ray") is None:
         if workers is None:
             return False
-        raise ValueError("Ray is not installed: install Ratchet with its extra `index`, or ask for workers=0")
+        raise RayError("Ray is not installed: install Ratchet with its extra `index`, or ask for workers=0")
     return True

@@ -35,6 +35,10 @@ _SETTINGS: Final = {
 """Read by Ray when it is imported."""
 
 
+class RayError(Exception):
+    """Ray could not be started or reached, or a worker failed; the message says what the worker said."""
+
+
 class Work(NamedTuple):
     """A shard to make from its staged documents, and older ones that may hold some of its vectors."""
 
@@ -75,6 +79,8 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
         work: Folder for models on each machine.
         wanted: Shards whose documents are staged.
         workers: Actors; None: one for each GPU, or one for every four cores where there is none.
+
+    Raises RayError.
     """
     with _connected(workers) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -89,8 +95,18 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
             num_cpus=0 if gpus else max(1, cores // count),
             num_gpus=min(1, gpus / count) if gpus else None,
         )
-        for row in dataset.iter_rows():
-            yield Made(str(row["name"]), int(row["encoded"]))
+        try:
+            for row in dataset.iter_rows():
+                yield Made(str(row["name"]), int(row["encoded"]))
+        except ray.exceptions.RayError as error:
+            raise RayError(f"a worker of Ray failed: {_cause(error)}") from error
+
+
+def _cause(error: BaseException) -> str:
+    """The first thing that went wrong, without the stacks of the processes that it went through."""
+    while isinstance(getattr(error, "cause", None), BaseException):
+        error = error.cause  # type: ignore[attr-defined]
+    return str(error).strip().partition("\n")[0][:500] or type(error).__name__
 
 
 @contextmanager
@@ -104,7 +120,10 @@ def _connected(workers: int | None) -> Iterator[Any]:
     import ray.data
 
     if address:
-        ray.init(address=address, configure_logging=False, log_to_driver=False)
+        try:
+            ray.init(address=address, configure_logging=False, log_to_driver=False)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise RayError(f"no cluster of Ray at RAY_ADDRESS={address}: {_cause(error)}") from error
     else:
         ray.init(
             address="local",
