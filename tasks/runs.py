@@ -14,7 +14,7 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from tasks.config import Outcome, Verdict
-from tasks.records import Asked, Audited, Begun, Candidate, Checked, Scored, Settings, Started, Taken
+from tasks.records import Asked, Audited, Begun, Candidate, Checked, Drift, Scored, Settings, Started, Taken
 from tasks.storage import Store, StoreError
 
 T = TypeVar("T")
@@ -53,6 +53,7 @@ SCORED: Final = File("scores.json", Scored)
 OUTCOME: Final = File("outcome.json", Outcome)
 ROLLBACK: Final = File("rollback.json", Asked)
 AUDITED: Final = File("audit.json", Audited)
+DRIFT: Final = File("canary.json", Drift)
 
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
@@ -65,7 +66,7 @@ CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
-    AUDITED.name,
+    AUDITED.name, DRIFT.name,
     DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, SUSPECTS, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""
