@@ -70,6 +70,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Look": {
         "rows": looking.rows,
         "quarantine": looking.quarantine,
+        "suspects": looking.suspects,
         "forget": looking.forget,
         "doctor": looking.doctor,
     },
