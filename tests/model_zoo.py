@@ -17,7 +17,11 @@ from typing import Any
 import torch
 from sentence_transformers import CrossEncoder, SentenceTransformer, SparseEncoder
 from sentence_transformers.sentence_transformer.modules import (
+    CNN,
+    LSTM,
+    BoW,
     Dense,
+    Dropout,
     LayerNorm,
     Module,
     Normalize,
@@ -25,13 +29,18 @@ from sentence_transformers.sentence_transformer.modules import (
     Router,
     StaticEmbedding,
     Transformer,
+    WeightedLayerPooling,
+    WordEmbeddings,
 )
+from sentence_transformers.sentence_transformer.modules.tokenizer import WhitespaceTokenizer
 from sentence_transformers.sparse_encoder.modules import MLMTransformer, SpladePooling
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ByT5Tokenizer,
     PhobertTokenizer,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
@@ -84,22 +93,25 @@ def transformer(
 ) -> Transformer:
     """A random transformer of 2 layers and 4 heads, as the module that reads it."""
     tokens = tokens or tokenizer()
-    config = AutoConfig.for_model(
-        architecture,
-        **{
-            "hidden_size": WIDTH,
-            "intermediate_size": 64,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "max_position_embeddings": 64,
-            "vocab_size": len(tokens),
-            "pad_token_id": tokens.pad_token_id,
-        }
-        | size,
-    )
+    config = small_config(architecture, tokens, **size)
     torch.manual_seed(0)
     model = T5EncoderModel(config) if architecture == "t5" else AutoModel.from_config(config)
     return wrap(folder, model, tokens, length)
+
+
+def small_config(architecture: str, tokens: Any, **size: Any) -> Any:
+    """Settings of an architecture with 2 layers, 4 heads and 32 dimensions; `size` is of those with other names."""
+    sizes = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "max_position_embeddings": 64,
+        "vocab_size": len(tokens),
+        "pad_token_id": tokens.pad_token_id,
+    }
+    named = {name: value for name, value in (sizes | size).items() if value is not None}
+    return AutoConfig.for_model(architecture, **named)
 
 
 def wrap(folder: Path, model: Any, tokens: Any, length: int | None) -> Transformer:
@@ -216,11 +228,58 @@ def repository(folder: Path) -> Path:
     return model
 
 
+_MARKS = ["<pad>", "<unk>", "<s>", "</s>"]
+
+
+def made_by(kind: str) -> PreTrainedTokenizerFast:
+    """A tokenizer of another kind, trained on the sample: unigram, bytes, words, or BPE that drops what it lacks."""
+    options: dict[str, Any] = {"special_tokens": _MARKS, "show_progress": False, "vocab_size": 100}
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    model, trainer, split = {
+        "unigram": (
+            models.Unigram(),
+            trainers.UnigramTrainer(unk_token="<unk>", **options),
+            pre_tokenizers.Metaspace(),
+        ),
+        "bytes": (
+            models.BPE(),
+            trainers.BpeTrainer(initial_alphabet=alphabet, **options | {"vocab_size": 400}),
+            pre_tokenizers.ByteLevel(),
+        ),
+        "words": (
+            models.WordLevel(unk_token="<unk>"),
+            trainers.WordLevelTrainer(**options),
+            pre_tokenizers.Whitespace(),
+        ),
+        "dropping": (models.BPE(), trainers.BpeTrainer(**options), pre_tokenizers.Whitespace()),
+    }[kind]
+    made = Tokenizer(model)
+    made.pre_tokenizer = split
+    made.train_from_iterator([SAMPLE], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, pad_token="<pad>", unk_token="<unk>")
+
+
+def with_tokenizer(kind: str, name: str) -> Callable[[Path], Path]:
+    """A maker of an encoder with such a tokenizer."""
+
+    def make(folder: Path) -> Path:
+        return sentence(folder, transformer(folder, name, made_by(kind)), Pooling(WIDTH, "mean"), Normalize())
+
+    return make
+
+
+def bytes_alone(folder: Path) -> Path:
+    """ByT5: no vocabulary, a token per byte."""
+    size = {"d_model": WIDTH, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4}
+    module = transformer(folder, "t5", ByT5Tokenizer(), **size)
+    return sentence(folder, module, Pooling(WIDTH, "mean"), Normalize())
+
+
 # --- modules -------------------------------------------------------------------------------------------------
 
 
 def pooled(
-    pooling: str, *further: Callable[[], Module], normalise: bool = True, **settings: Any
+    pooling: str | tuple[str, ...], *further: Callable[[], Module], normalise: bool = True, **settings: Any
 ) -> Callable[[Path], Path]:
     """A maker of a BERT with other modules after it."""
 
@@ -274,6 +333,89 @@ def static_queries(folder: Path) -> Path:
     return sentence(folder, router, Normalize())
 
 
+def static_without_marks(folder: Path) -> Path:
+    """Static embeddings in which unknown words and marks count for nothing, and no Normalize."""
+    torch.manual_seed(4)
+    tokens = made_by("words")
+    weights = torch.randn(len(tokens), WIDTH)
+    weights[: len(_MARKS)] = 0
+    return sentence(folder, StaticEmbedding(tokens, embedding_weights=weights))
+
+
+_WORDS = ["[PAD]", *dict.fromkeys(SAMPLE.replace(":", "").split())]
+
+
+def word_vectors(*further: Callable[[], Module], width: int = WIDTH) -> Callable[[Path], Path]:
+    """A maker of word vectors (GloVe), mean-pooled, with other modules before that."""
+
+    def make(folder: Path) -> Path:
+        torch.manual_seed(6)
+        words = WordEmbeddings(WhitespaceTokenizer(_WORDS), torch.randn(len(_WORDS), WIDTH), update_embeddings=True)
+        return sentence(folder, words, *(one() for one in further), Pooling(width, "mean"), Normalize())
+
+    return make
+
+
+def bag_of_words(folder: Path) -> Path:
+    """Counts of words, and a Dense layer over them."""
+    torch.manual_seed(7)
+    return sentence(folder, BoW(_WORDS), Dense(len(_WORDS), WIDTH, bias=False), Normalize())
+
+
+def layers_weighted(folder: Path) -> Path:
+    """A weighted mean of the layers' outputs, pooled."""
+    inner = transformer(folder, "bert", output_hidden_states=True)
+    weighted = WeightedLayerPooling(WIDTH, num_hidden_layers=2, layer_start=1)
+    return sentence(folder, inner, weighted, Pooling(WIDTH, "mean"), Normalize())
+
+
+def convolved(folder: Path) -> Path:
+    """Convolutions over the tokens, which see padding."""
+    torch.manual_seed(8)
+    return sentence(folder, transformer(folder, "bert"), CNN(WIDTH, 16, [1, 3]), Pooling(WIDTH, "mean"), Normalize())
+
+
+def routed(query: Callable[[Path], list[Module]], document: Callable[[Path], list[Module]]) -> Callable[[Path], Path]:
+    """A maker of a router over two different towers."""
+
+    def make(folder: Path) -> Path:
+        return sentence(folder, Router.for_query_document(query(folder), document(folder)), Normalize())
+
+    return make
+
+
+def tower(pooling: str = "mean", tokens: str = "", **size: Any) -> Callable[[Path], list[Module]]:
+    """A maker of one tower of a router."""
+
+    def make(folder: Path) -> list[Module]:
+        inner = transformer(folder, "bert", made_by(tokens) if tokens else None, **size)
+        return [inner, Pooling(size.get("hidden_size", WIDTH), pooling)]
+
+    return make
+
+
+def prompted(prompts: dict[str, str], length: int = 40, **settings: Any) -> Callable[[Path], Path]:
+    """A maker of a BERT with prompts."""
+
+    def make(folder: Path) -> Path:
+        inner = transformer(folder, "bert", length=length)
+        return sentence(folder, inner, Pooling(WIDTH, "mean"), Normalize(), prompts=prompts, **settings)
+
+    return make
+
+
+def gemma(folder: Path) -> Path:
+    """Like EmbeddingGemma: attention in both directions, two Dense layers, long prompts."""
+    size = {"num_key_value_heads": 2, "head_dim": 8, "sliding_window": 16, "use_bidirectional_attention": True}
+    dense = [
+        Dense(one, other, bias=False, activation_function=torch.nn.Identity())
+        for one, other in ((WIDTH, 64), (64, WIDTH))
+    ]
+    prompts = {"query": "task: search result | query: ", "document": "title: none | text: "}
+    inner = transformer(folder, "gemma3_text", **size)
+    return sentence(folder, inner, Pooling(WIDTH, "mean"), *dense, Normalize(), prompts=prompts)
+
+
 def plain(folder: Path) -> Path:
     """A folder of transformers alone, which is mean-pooled."""
     transformer(folder, "bert")
@@ -322,6 +464,20 @@ def _rope(**more: Any) -> dict[str, Any]:
     return {"max_position_embeddings": 128, **more}
 
 
+def _mobile() -> dict[str, Any]:
+    return {"embedding_size": WIDTH, "intra_bottleneck_size": 16, "true_hidden_size": 16}
+
+
+def _both_sides() -> dict[str, Any]:
+    sides = ("encoder", "decoder")
+    of_side = {"layers": 2, "attention_heads": 4, "ffn_dim": 64}
+    return {"d_model": WIDTH} | {f"{side}_{name}": size for side in sides for name, size in of_side.items()}
+
+
+def _experts() -> dict[str, Any]:
+    return {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+
+
 KINDS: tuple[Kind, ...] = (
     Kind("BERT", architecture("bert")),
     Kind("RoBERTa", architecture("roberta")),
@@ -349,6 +505,27 @@ KINDS: tuple[Kind, ...] = (
     Kind("Qwen3, chat template in tokenizer_config.json", decoder("qwen3", "tokenizer_config.json")),
     Kind("RoBERTa with PhoBERT's tokenizer (bpe.codes)", phobert),
     Kind("XLM-R without a limit in its tokenizer", without_length, note="the limit is lowered to its positions"),
+    Kind("CamemBERT", architecture("camembert"), fast=False),
+    Kind("XLM", architecture("xlm", emb_dim=WIDTH, n_layers=2, n_heads=4), fast=False),
+    Kind("XLNet", architecture("xlnet", max_position_embeddings=None, d_inner=64, d_head=8), fast=False),
+    Kind("Longformer", architecture("longformer", attention_window=8), fast=False),
+    Kind("BigBird", architecture("big_bird"), fast=False),
+    Kind("MobileBERT", architecture("mobilebert", **_mobile()), fast=False),
+    Kind("DeBERTa", architecture("deberta", relative_attention=True, pos_att_type=["p2c", "c2p"]), fast=False),
+    Kind("BART", architecture("bart", **_both_sides()), fast=False, note="the decoder's output, as the library has it"),
+    Kind("ERNIE", architecture("ernie"), fast=False),
+    Kind("Mamba", architecture("mamba", "lasttoken", state_size=4), fast=False),
+    Kind("Llama", decoder("llama"), fast=False),
+    Kind("Mistral", decoder("mistral"), fast=False),
+    Kind("Gemma2", decoder("gemma2"), fast=False),
+    Kind("OPT", decoder("opt", side="right"), fast=False),
+    Kind("BLOOM", decoder("bloom", side="right"), fast=False),
+    Kind("Qwen3, mixture of experts", decoder("qwen3_moe", **_experts()), fast=False),
+    Kind("EmbeddingGemma's modules", gemma, fast=False),
+    Kind("unigram tokenizer", with_tokenizer("unigram", "xlm-roberta"), fast=False),
+    Kind("byte-level BPE", with_tokenizer("bytes", "roberta"), fast=False),
+    Kind("tokenizer of whole words", with_tokenizer("words", "bert"), fast=False),
+    Kind("ByT5, no vocabulary", bytes_alone, fast=False),
     Kind("plain transformers folder", plain, fast=False),
     Kind("cls pooling", pooled("cls"), fast=False),
     Kind("max pooling", pooled("max"), fast=False),
@@ -364,8 +541,28 @@ KINDS: tuple[Kind, ...] = (
     Kind("router after pooling: a Dense head per role", routed_heads),
     Kind("router over two towers, query first", two_towers("query"), fast=False),
     Kind("router over two towers, document first", two_towers("document")),
+    Kind("router, another pooling per role", routed(tower("cls"), tower()), fast=False),
+    Kind("router, another tokenizer per role", routed(tower(tokens="bytes"), tower()), fast=False),
+    Kind("router, another limit per role", routed(tower(length=12), tower()), fast=False),
     Kind("router with static embeddings for queries", static_queries),
-    Kind("static embeddings (model2vec)", static, note="a text without a known token has no vector"),
+    Kind("static embeddings (model2vec)", static),
+    Kind(
+        "static embeddings, nothing for unknown words",
+        static_without_marks,
+        note="a text without a known word scores 0 with everything",
+    ),
+    Kind("word vectors", word_vectors(), note="the same"),
+    Kind("word vectors and an LSTM", word_vectors(lambda: LSTM(WIDTH, 16)), fast=False),
+    Kind("bag of words and a Dense layer", bag_of_words, fast=False),
+    Kind("weighted layers", layers_weighted, fast=False),
+    Kind("Dropout", pooled("mean", lambda: Dropout(0.3)), fast=False),
+    Kind("cls and mean pooling, Dense", pooled(("cls", "mean"), lambda: Dense(2 * WIDTH, WIDTH)), fast=False),
+    Kind("prompts query and passage", prompted({"query": "query: ", "passage": "passage: "}), fast=False),
+    Kind(
+        "prompts of other names, one by default",
+        prompted({"retrieval": "retrieve: ", "sts": "same: "}, default_prompt_name="retrieval"),
+        fast=False,
+    ),
     Kind("whole repository with scripts and exports", repository),
     Kind("similarity dot, normalised vectors", similar_by("dot", True), fast=False),
     Kind("similarity euclidean, normalised vectors", similar_by("euclidean", True), fast=False),
@@ -377,6 +574,25 @@ KINDS: tuple[Kind, ...] = (
     ),
     Kind("similarity euclidean", similar_by("euclidean", False), "similarity function is 'euclidean'"),
     Kind("similarity manhattan", similar_by("manhattan", True), "similarity function is 'manhattan'", fast=False),
+    Kind(
+        "tokenizer that drops unknown characters",
+        with_tokenizer("dropping", "bert"),
+        "gives no usable vector.*does its tokenizer drop what it does not know",
+        note="such a text alone breaks it in serving, too",
+    ),
+    Kind(
+        "prompt as long as the limit",
+        prompted({"query": "the quick brown fox " * 4}, 12),
+        "gives every query the same vector.*prompt leave room",
+    ),
+    Kind("convolutions over tokens", convolved, "alone and together.*layers that see padding", fast=False),
+    Kind("FNet", architecture("fnet"), "alone and together.*layers that see padding", fast=False),
+    Kind(
+        "router, another width per role",
+        routed(tower(hidden_size=16), tower()),
+        "gives 32 dimensions as document, and says that it has 16",
+        fast=False,
+    ),
     Kind("cross-encoder", cross_encoder, "a cross-encoder, which scores pairs", note="gives no vectors"),
     Kind("classifier as a plain folder", _classifier, "a cross-encoder or classifier", fast=False),
     Kind("SPLADE", splade, r"a sparse encoder \(SPLADE\)"),

@@ -20,7 +20,7 @@ from tasks.encoding.encoder import (
 from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import document_identity, fingerprint, weights_hash
 from tasks.encoding.model import LEAST_VERSIONS, Served, load, resolve_model, served, transformers_of
-from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, measure_paths
+from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, least_cosine, measure_paths
 from tasks.encoding.tokens import Padding, Role, Tokens, padding, prompt_for, tokenise
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "encode",
     "fastest",
     "fingerprint",
+    "least_cosine",
     "load",
     "measure_paths",
     "moved",

@@ -22,7 +22,7 @@ import numpy as np
 from tasks.encoding.device import moved, out_of_memory, release
 from tasks.encoding.folder import ModelError
 from tasks.encoding.identity import fingerprint
-from tasks.encoding.model import load, served
+from tasks.encoding.model import load, reads_by_transformer, served
 from tasks.encoding.tokens import Role, Tokens, prompt_for, tokenise
 from tasks.threads import one_thread_each
 
@@ -156,9 +156,11 @@ def encode(
     """Encode texts as the model will be served; returns float32 unit vectors of shape (n_texts, dimension).
 
     A model whose inputs are not one row of tokens per text (static embeddings) goes through the library's own `encode`
-    on any path. `on_progress(done, total)` is called after each batch.
+    on any path. Where no transformer reads the texts, one of which no word is known has a vector of zeros, which scores
+    0 with everything. `on_progress(done, total)` is called after each batch.
 
-    Raises VectorError naming `name` and the index of the first text whose vector is not finite or is zero.
+    Raises VectorError naming `name` and the index of the first text whose vector is not finite, or is zero for another
+    reason; ModelError where vectors have other dimensions than the model says.
     """
     vectors = np.empty((len(texts), served(model).dimension), np.float32)
     done = 0
@@ -166,19 +168,25 @@ def encode(
     with _settings(model, path):
         for start, some, tokens in _slabs(model, texts, role, path):
             for rows, batch in _encode_slab(model, some, tokens, role, path):
+                if batch.shape[1] != vectors.shape[1]:
+                    raise ModelError(
+                        f"{name} gives {batch.shape[1]} dimensions as {role}, and says that it has {vectors.shape[1]}"
+                    )
                 vectors[start + rows] = batch
                 done += len(rows)
                 if on_progress is not None:
                     on_progress(done, len(texts))
-    return _unit(vectors, name)
+    return _unit(vectors, name, may_be_zero=not reads_by_transformer(model, role))
 
 
-def _unit(vectors: np.ndarray, name: str) -> np.ndarray:
+def _unit(vectors: np.ndarray, name: str, *, may_be_zero: bool) -> np.ndarray:
     """Divide each row by its length; after a model's own Normalize module this changes only rounding."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    bad = np.flatnonzero(~(np.isfinite(norms[:, 0]) & (norms[:, 0] > 0)))
+    zero = norms[:, 0] == 0
+    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (zero & (not may_be_zero)))
     if len(bad):
         raise VectorError(name, int(bad[0]))
+    norms[zero] = 1
     vectors /= norms
     return vectors
 

@@ -141,6 +141,10 @@ def _check_file(path: Path) -> None:
             )
     if path.suffix == ".json" and "auto_map" in json_object(path):
         raise ModelError(f"{path} asks for remote code (auto_map); models are loaded as data only")
+    if path.name == "config.json" and "quantization_config" in json_object(path):
+        raise ModelError(
+            f"{path} says that the weights are quantised, which cannot be trained: name the model that was quantised"
+        )
     if path.name == "adapter_config.json":
         raise ModelError(
             f"{path} belongs to an adapter (LoRA), which is not a model without its base: merge it into the base model "

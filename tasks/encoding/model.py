@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tasks.config import MODEL_FILES
 from tasks.encoding.folder import ModelError, check_folder, is_model
+from tasks.encoding.tokens import Role
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -75,35 +76,50 @@ def _hub_folder(name: str) -> Path:
         ) from error
 
 
-def load(folder: Path, device: str | None = None) -> SentenceTransformer:
+def load(folder: Path, device: str | None = None, *, seed: int = 0) -> SentenceTransformer:
     """Load a saved model in float32, from its own files only: no hub, no remote code, no pickle.
 
     `device` defaults to the best there is: CUDA, MPS, ... or the CPU. A text limit beyond the positions that the model
-    has is lowered to them.
+    has is lowered to them. `seed` is of the parameters that no file holds (a pooler that nobody uses, as a rule), which
+    the library draws at random.
 
     Raises ModelError when the folder does not pass `check_folder`, or the library cannot load it.
     """
     check_folder(folder)
+    import torch
     from sentence_transformers import SentenceTransformer
 
     try:
-        model = SentenceTransformer(
-            str(folder),
-            device=device,
-            trust_remote_code=False,
-            local_files_only=True,
-            model_kwargs={"use_safetensors": True, "dtype": "float32"},
-        )
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)
+            model = SentenceTransformer(
+                str(folder),
+                device=device,
+                trust_remote_code=False,
+                local_files_only=True,
+                model_kwargs={"use_safetensors": True, "dtype": "float32"},
+            )
     except Exception as error:  # the library raises whatever a broken file leads to
         raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
     for module in transformers_of(model):
-        if module.tokenizer is not None and module.tokenizer.pad_token_id is None:
-            raise ModelError(
-                f"the tokenizer in {folder} has no padding token, so texts of different length cannot be encoded "
-                "together: set one (tokenizer.pad_token = tokenizer.eos_token) and save the model again"
-            )
+        if module.tokenizer is not None:
+            _check_tokenizer(module.tokenizer, folder)
         _limit_length(module)
     return model.float()
+
+
+def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
+    """Refuse a tokenizer that cannot pad, or that the library made up since its files are missing."""
+    if tokenizer.pad_token_id is None:
+        raise ModelError(
+            f"the tokenizer in {folder} has no padding token, so texts of different length cannot be encoded "
+            "together: set one (tokenizer.pad_token = tokenizer.eos_token) and save the model again"
+        )
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise ModelError(
+            f"the tokenizer in {folder} knows no words: its files (tokenizer.json, or a vocabulary) are missing. Copy "
+            "them from where the model comes from"
+        )
 
 
 @dataclass(frozen=True)
@@ -151,6 +167,16 @@ def transformers_of(model: SentenceTransformer) -> list[Transformer]:
     from sentence_transformers.sentence_transformer.modules import Transformer
 
     return [module for module in model.modules() if isinstance(module, Transformer)]
+
+
+def reads_by_transformer(model: SentenceTransformer, role: Role) -> bool:
+    """Whether a transformer reads the texts of a role, otherwise a table of words (static embeddings, bag of words)."""
+    from sentence_transformers.sentence_transformer.modules import Router, Transformer
+
+    first = next(iter(model))
+    if isinstance(first, Router) and role in first.sub_modules:
+        first = next(first.sub_modules[role].children())
+    return isinstance(first, (Transformer, Router))
 
 
 def _limit_length(module: Transformer) -> None:

@@ -92,7 +92,14 @@ def _least_cosine(
         vectors = [_vectors(model, texts, path) for model in models]
     except (RuntimeError, TypeError, ValueError, VectorError):
         return 0.0
-    return float(np.min([(a * b).sum(axis=1).min() for a, b in zip(vectors, reference, strict=True)]))
+    return min(least_cosine(a, b) for a, b in zip(vectors, reference, strict=True))
+
+
+def least_cosine(found: np.ndarray, expected: np.ndarray) -> float:
+    """The least cosine of two arrays of unit vectors, of shape (n, d), row by row; two of zeros are the same."""
+    cosines = (found * expected).sum(axis=1)
+    cosines[~found.any(axis=1) & ~expected.any(axis=1)] = 1
+    return float(cosines.min())
 
 
 def choose_path(models: Sequence[SentenceTransformer], sample: Sequence[str], *, parity: float = PARITY) -> NumericPath:

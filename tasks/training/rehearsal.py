@@ -1,8 +1,9 @@
 """The dress rehearsal: everything that follows the last step, done with the untouched model before the first one.
 
 The model is saved, put into a scratch folder as a candidate would be published, loaded afresh and asked for vectors in
-both roles, of short texts and of one at full length. What cannot be saved, published, loaded or encoded, or comes out
-different, would fail after a whole training, every night; here it costs seconds and no GPU time.
+both roles, of short texts, of one at full length and of one that no vocabulary knows. What cannot be saved, published,
+loaded or encoded, or comes out different, would fail after a whole training, every night; here it costs seconds and no
+GPU time.
 """
 
 from __future__ import annotations
@@ -26,16 +27,18 @@ from tasks.encoding import (
     Role,
     VectorError,
     encode,
+    least_cosine,
     load,
     out_of_memory,
     served,
+    transformers_of,
 )
 from tasks.registry import Description, VersionError
 from tasks.registry.versions import describe_folder, differences
 from tasks.training import saving
 from tasks.training.embedder import Embedder, Texts
 from tasks.training.result import TrainingError
-from tasks.training.start import FROM_BASE, Start, choose_kernel, restore_attention
+from tasks.training.start import FROM_BASE, Start, choose_kernel, restore_attention, shorten
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -46,7 +49,10 @@ TOLERANCE: Final = 1e-4
 _LONGEST: Final = 1024
 """Tokens of the longest text, where a model's positions are not a table that ends: time grows with the square."""
 
-_SHORT: Final = ("a", "How do I reset my password?", "naïve café 日本語 🎉")
+_SHORT: Final = ("a", "How do I reset my password?", "naïve café 日本語 🎉", "🜚🝮")
+
+_LAST: Final = 3
+"""Words from the end of a vocabulary."""
 
 _FEW: Final = 8
 """Texts of each role that are compared in training's own computation, from the shortest to the longest."""
@@ -73,8 +79,15 @@ def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = 
         model = load(start.path(training), device)
     except ModelError as error:
         raise TrainingError(f"{described}: {error}") from error
+    _check_weights(model, described)
     texts = _probes(model)
     expected = _vectors(model, texts, PLAIN, described)
+    _check_complete(load(start.path(training), device, seed=1), texts, expected, described)
+    _check_distinct(expected, f"{described}, with texts of at most {served(model).max_length} tokens,")
+    restore = shorten(model, training.max_length)
+    cut = _vectors(model, list(_SHORT), PLAIN, described)
+    restore()
+    _check_distinct(cut, f"{described}, with texts of at most {training.max_length} tokens in training,")
     _check_similarity(model, texts, described)
     _check_alone(model, texts, expected, described)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
@@ -113,21 +126,69 @@ def rehearse_forward(embedder: Embedder, columns: Sequence[tuple[Texts, Sequence
             raise TrainingError(f"{described} cannot compute a {texts.role} in training: {error}") from error
         if embedder.precision == "fp32":
             _compare(found, expected, f"{described}, in training, as {texts.role}")
-        elif not (least := float((found * expected).sum(axis=1).min())) >= _LEAST_HALF:
+        elif not (least := least_cosine(found, expected)) >= _LEAST_HALF:
             raise TrainingError(f"{described}, in {embedder.precision}, as {texts.role}: cosine {least:.4f} to float32")
     choose_kernel(embedder, packed=embedder.packed)
     embedder.tokens = embedder.padded_tokens = 0
 
 
+def _check_weights(model: SentenceTransformer, described: str) -> None:
+    """Refuse weights that are not numbers, and a model that has none to train.
+
+    A NaN in the row of a rare word is not seen until a text holds that word.
+    """
+    parameters = dict(model.named_parameters())
+    broken = [name for name, parameter in parameters.items() if not bool(torch.isfinite(parameter).all())]
+    if broken:
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise TrainingError(f"{described}: {broken[0]}{more} holds NaN or infinite weights: its files are damaged")
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise TrainingError(f"{described} has no weights that can be trained")
+
+
+def _check_distinct(vectors: dict[Role, np.ndarray], described: str) -> None:
+    """Refuse a model for which all texts of a role are one; those of which it knows no word do not count."""
+    for role, of_role in vectors.items():
+        known = of_role[of_role.any(axis=1)]
+        if len(known) > 1 and np.ptp(known, axis=0).max() < TOLERANCE:
+            raise TrainingError(
+                f"{described} gives every {role} the same vector: does its prompt leave room for texts?"
+            )
+
+
+def _check_complete(
+    again: SentenceTransformer, texts: list[str], expected: dict[Role, np.ndarray], described: str
+) -> None:
+    """Refuse a model of which a part is drawn at random each time that it is loaded, here from another seed."""
+    found = _vectors(again, texts, PLAIN, described)
+    for role in ROLES:
+        _compare(
+            found[role],
+            expected[role],
+            f"{described}, loaded twice, as {role} (its files lack weights that the library then draws at random)",
+        )
+
+
 def _probes(model: SentenceTransformer) -> list[str]:
-    """Short texts, and one that is longer than the model's limit."""
+    """Short texts, one of unknown characters, one of the last words of the vocabulary, one beyond the model's limit."""
     tables = [
         int(module.num_embeddings)
         for name, module in model.named_modules()
         if "position" in name and hasattr(module, "num_embeddings")
     ]
     limit = min(served(model).max_length or _LONGEST, max([_LONGEST, *tables]))
-    return [*_SHORT, " ".join(f"word{number % 7}" for number in range(limit + 8))]
+    return [*_SHORT, *_last_words(model), " ".join(f"word{number % 7}" for number in range(limit + 8))]
+
+
+def _last_words(model: SentenceTransformer) -> list[str]:
+    """The words that a tokenizer numbers last: where words were added to it alone, the model has no rows for them."""
+    found = []
+    for tokenizer in (module.tokenizer for module in transformers_of(model)):
+        if tokenizer is not None:
+            words = sorted(set(tokenizer.get_vocab().items()), key=lambda word: word[1])
+            special = set(tokenizer.all_special_tokens)
+            found.append(" ".join([word for word, _ in words if word not in special][-_LAST:]))
+    return found
 
 
 def _vectors(model: SentenceTransformer, texts: list[str], path: NumericPath, described: str) -> dict[Role, np.ndarray]:
@@ -137,13 +198,29 @@ def _vectors(model: SentenceTransformer, texts: list[str], path: NumericPath, de
         try:
             found[role] = encode(model, texts, role, path=path)
         except VectorError as error:
+            raise TrainingError(
+                f"{described} cannot be used as it is: {error}, {texts[error.index][:40]!r}. Are its weights damaged, "
+                "or does its tokenizer drop what it does not know?"
+            ) from error
+        except ModelError as error:
             raise TrainingError(f"{described} cannot be used as it is: {error}") from error
         except Exception as error:  # the library raises whatever an input leads to
+            which = (
+                f"a text at full length ({served(model).max_length} tokens)" if len(texts) > 1 else repr(texts[0][:40])
+            )
             raise TrainingError(
-                f"{described} cannot encode a text at full length ({served(model).max_length} tokens) as {role}: "
-                f"{type(error).__name__}: {error}. Is its max_seq_length above the positions that it has?"
+                f"{described} cannot encode {which} as {role}: {type(error).__name__}: {error}{_remedy(error)}"
             ) from error
     return found
+
+
+def _remedy(error: Exception) -> str:
+    """What an error of the library in a forward usually means."""
+    if isinstance(error, IndexError) or "position" in str(error):
+        return ". Is its max_seq_length above the positions that it has, or its vocabulary larger than its embeddings?"
+    if isinstance(error, KeyError) and "sentence_embedding" in str(error):
+        return ". Has it no Pooling module?"
+    return ""
 
 
 def _check_similarity(model: SentenceTransformer, texts: list[str], described: str) -> None:
@@ -154,14 +231,13 @@ def _check_similarity(model: SentenceTransformer, texts: list[str], described: s
     similarity = served(model).similarity
     if similarity == "cosine":
         return
-    raw = [
-        np.linalg.norm(library(texts, show_progress_bar=False), axis=1)
-        for library in (model.encode_query, model.encode_document)
-    ]
-    if similarity == "manhattan" or np.abs(np.concatenate(raw) - 1).max() > _UNIT:
+    both = (model.encode_query, model.encode_document)
+    lengths = np.concatenate([np.linalg.norm(library(texts, show_progress_bar=False), axis=1) for library in both])
+    if similarity == "manhattan" or np.abs(lengths[lengths > 0] - 1).max() > _UNIT:
         raise TrainingError(
             f"{described}: its similarity function is {similarity!r}, and Ratchet trains and ranks by the cosine, "
-            "which would rank otherwise. Add a Normalize module, or set similarity_fn_name to 'cosine', and save it"
+            "which would rank otherwise. Set similarity_fn_name to 'cosine' (a Normalize module as the last one does "
+            "as well, but for 'manhattan'), and save it"
         )
 
 
@@ -169,13 +245,13 @@ def _check_alone(
     model: SentenceTransformer, texts: list[str], expected: dict[Role, np.ndarray], described: str
 ) -> None:
     """Refuse a model whose vector of a text depends on what else is in the batch."""
+    alone = [_vectors(model, [text], PLAIN, described) for text in texts]
     for role in ROLES:
-        alone = np.concatenate([encode(model, [text], role, path=PLAIN) for text in texts])
         _compare(
-            alone,
+            np.concatenate([one[role] for one in alone]),
             expected[role],
-            f"{described}: encoded alone and together with longer texts, as {role} "
-            "(padding on the left with learned positions? Set the tokenizer's padding_side to 'right')",
+            f"{described}: encoded alone and together with longer texts, as {role} (padding on the left with learned "
+            "positions? Set the tokenizer's padding_side to 'right'; or layers that see padding, such as convolutions)",
         )
 
 

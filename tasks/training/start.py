@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import torch
+from torch.nn.functional import normalize
 
 from tasks.config import Training
-from tasks.encoding import ModelError, load, resolve_model, served, transformers_of
+from tasks.encoding import ModelError, least_cosine, load, resolve_model, served, transformers_of
 from tasks.records import Precision
 from tasks.training import hardware
 from tasks.training import packed as packing
@@ -179,7 +180,7 @@ def _in_half(embedder: Embedder, columns: Sequence[Texts]) -> str:
                 if hardware.out_of_memory(error):
                     raise
                 return str(error).strip().partition("\n")[0]
-            least = float(torch.nn.functional.cosine_similarity(found, expected).min())
+            least = least_cosine(*(normalize(vectors, dim=-1).cpu().numpy() for vectors in (found, expected)))
             if not least >= _LEAST_HALF:
                 return f"its vectors have a cosine of {least:.4f} to those in float32"
     return ""
