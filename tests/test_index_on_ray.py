@@ -12,6 +12,7 @@ from tasks import index
 from tasks.index import documents, on_ray
 from tasks.storage import Store
 from tests import tiny_models
+from tests.memory import memory_store
 from tests.test_index import COUNT, filled
 
 
@@ -42,3 +43,22 @@ def test_actors_of_ray_make_the_same_index(store: Store, tmp_path: Path, monkeyp
     filled(here)
     assert index.embed(here, serving, tmp_path, workers=0).index == done.index
     assert list(store.entries("indexes/staged/")) == []
+
+
+def test_a_cluster_that_is_away_is_an_error_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself would try for minutes, and then end the process."""
+    monkeypatch.setattr(documents, "PART_ROWS", 8)
+    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:1")
+    store = filled(memory_store())
+    serving = index.find_serving(store, tmp_path, str(tiny_models.save(tmp_path)))
+    with pytest.raises(index.RayError, match=r"no cluster of Ray at RAY_ADDRESS=ray://127.0.0.1:1"):
+        index.embed(store, serving, tmp_path)
+
+
+def test_what_a_worker_meets_is_said_in_its_own_words(tmp_path: Path) -> None:
+    """In a row like any other: an exception would be pickled, and its message buried."""
+    model = {"version": "base", "base": str(tmp_path / "none"), "identity": "a" * 64, "dimension": 32}
+    worker = on_ray._Worker("s3://bucket@host", model, str(tmp_path))
+    row = worker({"name": ["00-00000-" + "a" * 64], "older": [[""]]})
+    assert row["failed"][0].startswith("StoreError: a store is named s3://bucket/prefix")
+    assert row["transient"] == [True]

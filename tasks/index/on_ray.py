@@ -8,23 +8,31 @@ that is made up for the run.
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
+import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from tasks.encoding import ModelError
 from tasks.index import shards
 from tasks.index.encoder import Model, ShardEncoder
-from tasks.storage import Store
+from tasks.index.shards import ShardError
+from tasks.registry import RegistryError
+from tasks.storage import Store, StoreError
 
 OBJECT_STORE_BYTES: Final = 200 << 20
 """Shared memory of a local Ray: names and counts hardly use it."""
 
 _MOST_BLOCKS: Final = 2_000
 """Blocks that the work is divided into; beyond that, one holds several shards."""
+
+_SECONDS: Final = 10
+"""Within which a cluster has to answer."""
 
 _SETTINGS: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
@@ -54,20 +62,26 @@ class Made(NamedTuple):
 
 
 class _Worker:
-    """One actor: its own connection to the store, its own copy of the model."""
+    """One actor: its own connection to the store, its own copy of the model, both made with the first shard."""
 
     def __init__(self, store: str, model: dict[str, Any], work: str) -> None:
-        opened = Store.open(store)
-        self._store = opened
-        self._encoder = ShardEncoder(opened, Model(**model), Path(work))
+        self._store, self._model, self._work = store, model, work
+        self._encoder: ShardEncoder | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        names = [str(name) for name in batch["name"]]
-        made = [
-            self._encoder.make(shards.read_staged(self._store, name), [str(one) for one in older if one])
-            for name, older in zip(names, batch["older"], strict=True)
-        ]
-        return {"name": names, "encoded": made}
+        """Make a shard. What can go wrong is said in a text: Ray would pickle an exception, and bury its message."""
+        name, older = str(batch["name"][0]), [str(one) for one in batch["older"][0] if one]
+        row: dict[str, list[Any]] = {"name": [name], "encoded": [0], "failed": [""], "transient": [False]}
+        try:
+            row["encoded"] = [self._make(name, older)]
+        except (StoreError, RegistryError, ModelError, ShardError, OSError) as error:
+            row |= {"failed": [f"{type(error).__name__}: {error}"], "transient": [isinstance(error, StoreError)]}
+        return row
+
+    def _make(self, name: str, older: list[str]) -> int:
+        if self._encoder is None:
+            self._encoder = ShardEncoder(Store.open(self._store), Model(**self._model), Path(self._work))
+        return self._encoder.make(shards.read_staged(self._encoder.store, name), older)
 
 
 def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers: int | None) -> Iterator[Made]:
@@ -80,7 +94,7 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
         wanted: Shards whose documents are staged.
         workers: Actors; None: one for each GPU, or one for every four cores where there is none.
 
-    Raises RayError.
+    Raises RayError, and StoreError where a worker met one.
     """
     with _connected(workers) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -97,16 +111,16 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
         )
         try:
             for row in dataset.iter_rows():
+                if row["failed"]:
+                    kind = StoreError if row["transient"] else RayError
+                    raise kind(f"a worker of Ray failed at shard {row['name']}: {row['failed']}")
                 yield Made(str(row["name"]), int(row["encoded"]))
         except ray.exceptions.RayError as error:
-            raise RayError(f"a worker of Ray failed: {_cause(error)}") from error
+            raise RayError(f"a worker of Ray failed: {_first(error)}") from error
 
 
-def _cause(error: BaseException) -> str:
-    """The first thing that went wrong, without the stacks of the processes that it went through."""
-    while isinstance(getattr(error, "cause", None), BaseException):
-        error = error.cause  # type: ignore[attr-defined]
-    return str(error).strip().partition("\n")[0][:500] or type(error).__name__
+def _first(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300] or type(error).__name__
 
 
 @contextmanager
@@ -120,10 +134,8 @@ def _connected(workers: int | None) -> Iterator[Any]:
     import ray.data
 
     if address:
-        try:
-            ray.init(address=address, configure_logging=False, log_to_driver=False)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            raise RayError(f"no cluster of Ray at RAY_ADDRESS={address}: {_cause(error)}") from error
+        _reach(address)
+        ray.init(address=address, configure_logging=False, log_to_driver=False)
     else:
         ray.init(
             address="local",
@@ -133,9 +145,20 @@ def _connected(workers: int | None) -> Iterator[Any]:
             configure_logging=False,
             log_to_driver=False,
         )
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """Try the port of a cluster: Ray itself would try for minutes, and then end the process. Raises RayError."""
+    host, colon, port = address.rpartition("//")[2].partition(":")
+    if not colon or not port.isdecimal():  # `auto`, and whatever else Ray understands
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=_SECONDS).close()
+    except OSError as error:
+        raise RayError(f"no cluster of Ray at RAY_ADDRESS={address}: {error}") from error
