@@ -1,7 +1,8 @@
 """The channels of alerts as Prefect blocks: the secret is in the block on the server, and nowhere else.
 
-The kinds are those that Prefect brings itself. Its mail block speaks to SendGrid; mail by SMTP would need the package
-prefect-email. Addresses and keys are read from the environment of the process that runs `ratchet deploy`.
+The kinds are those that any Prefect server knows. None of its blocks is for SMTP, but the one for Slack hands any other
+address to the library apprise as it is, and that sends mail. Addresses and keys are read from the environment of the
+process that runs `ratchet deploy`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import quote, unquote, urlencode, urlsplit
 from uuid import UUID
 
 from deployments.server.settings import Channel
@@ -18,6 +20,9 @@ if TYPE_CHECKING:
 
 PREFIX: Final = "ratchet-"
 """Before a channel's name in the name of its block: the others on the server are not ours."""
+
+_MAIL_PORTS: Final = {"smtps": 465, "smtp": 587}
+_LOCAL: Final = frozenset({"localhost", "127.0.0.1"})
 
 
 class ChannelError(Exception):
@@ -45,13 +50,13 @@ def ensure(name: str, channel: Channel, environment: Mapping[str, str], *, dry_r
         if existing is None:
             raise ChannelError(
                 f"channel {name}: the environment variable {channel.secret_env} is not set, so there is no "
-                f"{_type(channel)._block_type_name} to make"
+                f"{_called(channel)} to make"
             )
         return Block(existing._block_document_id, [])
     wanted = build(name, channel, secret)
     what = f"block {PREFIX}{name}"
     if existing is None:
-        lines = [f"{what}: new, {_type(channel)._block_type_name}"]
+        lines = [f"{what}: new, {_called(channel)}"]
     else:
         # the fields alone: a block also carries what it has connected to
         lines = [
@@ -66,6 +71,19 @@ def ensure(name: str, channel: Channel, environment: Mapping[str, str], *, dry_r
 
 def build(name: str, channel: Channel, secret: str) -> NotificationBlock:
     """The block of a channel, not yet on a server. Raises ChannelError when the secret is not of the right form."""
+    try:
+        fields = _fields(name, channel, secret)
+        block: NotificationBlock = _type(channel)(**fields)
+    except (ValueError, TypeError):
+        # without the cause: it would show what was given
+        raise ChannelError(
+            f"channel {name}: what {channel.secret_env} holds is not what a {_called(channel)} takes"
+        ) from None
+    return block
+
+
+def _fields(name: str, channel: Channel, secret: str) -> dict[str, Any]:
+    """The fields of a channel's block. Raises ValueError when the secret is not of the right form."""
     fields: dict[str, Any]
     match channel.kind:
         case "slack":
@@ -79,6 +97,8 @@ def build(name: str, channel: Channel, secret: str) -> NotificationBlock:
         case "email":
             fields = {"api_key": secret, "sender_email": channel.sender, "to_emails": list(channel.recipients)}
             fields |= {"notify_type": "warning"}
+        case "smtp":
+            fields = {"url": _mail_address(channel, secret), "notify_type": "warning"}
         case "webhook":
             fields = {
                 "name": f"{PREFIX}{name}",
@@ -86,14 +106,35 @@ def build(name: str, channel: Channel, secret: str) -> NotificationBlock:
                 "secrets": {"address": secret},
                 "json_data": {"subject": "{{ subject }}", "body": "{{ body }}"},
             }
-    try:
-        block: NotificationBlock = _type(channel)(**fields)
-    except (ValueError, TypeError):
-        # without the cause: it would show what was given
-        raise ChannelError(
-            f"channel {name}: what {channel.secret_env} holds is not what a {_type(channel)._block_type_name} takes"
-        ) from None
-    return block
+    return fields
+
+
+def _mail_address(channel: Channel, secret: str) -> str:
+    """The mail server with sender and recipients, as apprise takes them. Raises ValueError for another address.
+
+    Mails go out encrypted, and to a server whose certificate is valid; only one on the same machine that asks for no
+    password is spoken to in the clear.
+    """
+    server = urlsplit(secret.strip())
+    host, user, password = server.hostname or "", server.username or "", server.password or ""
+    more = server.path.strip("/") or server.query or server.fragment
+    if server.scheme not in _MAIL_PORTS or not host or more or bool(user) != bool(password):
+        raise ValueError("not the address of a mail server")
+    port = server.port or _MAIL_PORTS[server.scheme]
+    mode = "ssl" if server.scheme == "smtps" else "starttls"
+    if not user and host in _LOCAL:
+        mode = "insecure"
+    login = f"{quote(unquote(user), safe='')}:{quote(unquote(password), safe='')}@" if user else ""
+    to = ",".join(channel.recipients)
+    settings = {"smtp": host, "from": channel.sender, "to": to, "mode": mode, "format": "text"}
+    return f"mailtos://{login}{host}:{port}?{urlencode(settings)}"
+
+
+def _called(channel: Channel) -> str:
+    """The block's type, as Prefect calls it; of mail what it is for."""
+    if channel.kind == "smtp":
+        return "mail by smtps://user:password@host or smtp://user:password@host"
+    return str(_type(channel)._block_type_name)
 
 
 def _type(channel: Channel) -> Any:
@@ -104,6 +145,7 @@ def _type(channel: Channel) -> Any:
         "teams": notifications.MicrosoftTeamsWebhook,
         "pagerduty": notifications.PagerDutyWebHook,
         "email": notifications.SendgridEmail,
+        "smtp": notifications.SlackWebhook,
         "webhook": notifications.CustomWebhookNotificationBlock,
     }[channel.kind]
 
