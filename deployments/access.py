@@ -14,8 +14,9 @@ from typing import Any, Final, Literal, get_args
 
 from tasks.storage import Store
 
-Role = Literal["trainer", "labeller", "curator", "consumer", "eraser"]
-"""Workers; people who label; people who are trusted with what is tested on; services that search; `ratchet forget`."""
+Role = Literal["trainer", "labeller", "curator", "consumer", "approver", "eraser"]
+"""Workers; people who label; people who are trusted with what is tested on; services that search; people who approve a
+candidate by `ratchet approve`; `ratchet forget`."""
 
 Written = Literal["by others", "once", "conditionally", "freely"]
 """`once`: put-if-absent, so that it never changes; `conditionally`: put-if-absent or put-if-match."""
@@ -55,7 +56,9 @@ TABLE: Final = (
     Key("log/*", "once", "trainer", erasing="rewrites"),
     Key("batches/*", "once", "trainer", erasing="deletes"),
     Key("quarantine/*", "once", "trainer", ("labeller", "curator"), erasing="deletes"),
-    Key("runs/*", "freely", "trainer", deleted="runs/*/checkpoints/*", erasing="deletes"),
+    Key("runs/*", "freely", "trainer", ("approver",), deleted="runs/*/checkpoints/*", erasing="deletes"),
+    # also written by the night, where the answer comes by the form or not at all
+    Key("runs/*/approval.json", "once", "approver"),
     Key("watch/*", "once", "trainer", erasing="deletes"),
     Key("indexes/*", "once", "trainer", ("consumer",), deleted="indexes/*", erasing="deletes"),
     Key("models/*", "conditionally", "trainer", ("consumer",), deleted="models/*"),

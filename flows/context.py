@@ -12,6 +12,7 @@ from uuid import uuid4
 
 from prefect.runtime import flow_run
 
+from tasks.publishing import Targets
 from tasks.runs import run_id
 from tasks.storage import normalise
 
@@ -48,6 +49,11 @@ def store_url(store: str | None) -> str:
     if not url:
         raise ValueError("no store: give the parameter `store` or set RATCHET_STORE to s3://bucket/prefix")
     return normalise(url)
+
+
+def publishing_targets() -> Targets:
+    """Where what serves is published, as this machine's environment says."""
+    return Targets.of(os.environ)
 
 
 def work_folder() -> Path:

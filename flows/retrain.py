@@ -5,12 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 
 from prefect import flow
 from prefect.logging import get_run_logger
 from pydantic import JsonValue
 
-from flows.context import ThisRun, store_url, this_run, work_folder
+from flows.approval import wait_for_approval
+from flows.context import ThisRun, publishing_targets, store_url, this_run, work_folder
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
@@ -64,6 +66,10 @@ class Night:
     def begun(self) -> bool:
         """Whether it is known what served when the run began."""
         return "begin" in self._outcome.seconds
+
+    def so_far(self, reasons: Sequence[str]) -> Outcome:
+        """What the outcome would say now, with these reasons."""
+        return self._outcome.model_copy(update={"reasons": list(reasons)})
 
     def end(self, verdict: Verdict, reasons: Sequence[str]) -> Outcome:
         """Write the outcome and the report, send the alerts, and return the outcome."""
@@ -125,18 +131,21 @@ def retrain(
         except Exception:
             logger.exception("no outcome was written")
         else:
-            _retire(night)
+            _afterwards(night)
         if concluded is None or concluded.verdict != "promoted":
             raise
         return concluded
-    _retire(night)
+    _afterwards(night)
     return outcome
 
 
-def _retire(night: Night) -> None:
-    """Delete what nothing needs any more. The night is over, whatever becomes of this."""
+def _afterwards(night: Night) -> None:
+    """Delete what nothing needs any more, and publish what serves. The night is over, whatever becomes of this."""
     with suppress(Exception):
         steps.retire(night.store, str(work_folder()))
+    if any(publishing_targets().named()):
+        with suppress(Exception):
+            steps.publish(night.store, publishing_targets())
 
 
 def _break_off(night: Night, why: str) -> Outcome:
@@ -196,11 +205,19 @@ def _until_verdict(night: Night, settings: Settings, deployment: str | None, *, 
         if judged.candidate is not None:
             names = ("candidate", "production", "base", "deltas", "guards", "guidance", "cost")
             night.learn(**{name: getattr(judged, name) for name in names})
-    if judged.verdict != "promoted" or judged.candidate is None:
+    candidate = judged.candidate
+    if judged.verdict != "promoted" or candidate is None:
         return night.end(judged.verdict, judged.reasons)
 
+    if settings.gate.approval_hours is not None:
+        with night.step("approval"):
+            asked = night.so_far(judged.reasons)
+            answer = wait_for_approval(store, run_id, steps.ask(store, asked, settings.gate.approval_hours))
+            night.learn(approval=answer)
+            judged = replace(judged, reasons=[f"{answer}.", *judged.reasons])
+
     with night.step("promotion"):
-        serves, why = steps.promote(store, run_id, judged.candidate, begun.etag, who=night.run.who, reason=night.reason)
+        serves, why = steps.promote(store, run_id, candidate, begun.etag, who=night.run.who, reason=night.reason)
     if serves is None:
         return night.end("held", [why, *judged.reasons])
     night.learn(production_after=serves)

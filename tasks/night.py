@@ -39,7 +39,6 @@ from tasks.records import (
     Candidate,
     Checked,
     CheckSummary,
-    Drift,
     Estimate,
     Moved,
     MovedQuery,
@@ -425,40 +424,20 @@ def audit(
     return run.once(runs.AUDITED, audited)
 
 
-def canary(store: Store, run_id: str, production: str | None, training: Training, work: Path) -> Drift:
-    """Encode the canary's texts with what serves, or the base model, and compare them with its first vectors."""
-    from tasks import encoding
-    from tasks.audit import canary as bird
-
-    run = Run(store, run_id)
-
-    def drift() -> Drift:
-        model = encoding.load(_model(store, production, training.base_model, work))
-        return bird.check(store, run_id, model, run.read(runs.SCORED).production.fingerprint, production)
-
-    return run.once(runs.DRIFT, drift)
-
-
-def canary_failed(store: Store, run_id: str, why: str) -> None:
-    """Note that the canary was not asked, so that the report says so."""
-    Run(store, run_id).once(runs.DRIFT, lambda: Drift(failed=why))
-
-
 def audit_failed(store: Store, run_id: str, why: str) -> None:
     """Note that a night has no audit of its labels, so that its report says so."""
     Run(store, run_id).once(runs.AUDITED, lambda: Audited(failed=why))
 
 
-def _noticed(run: Run, verdict: Verdict) -> list[str]:
-    """Which upload probably made a night regress, and whether vectors drift; nothing where that cannot be read."""
+def _audited(run: Run, verdict: Verdict) -> list[str]:
+    """Which upload probably made a night regress; nothing where that cannot be read: it is no part of the verdict."""
     from tasks.report.labels import blamed
 
     try:
-        found, drift = run.find(runs.AUDITED), run.find(runs.DRIFT)
+        found = run.find(runs.AUDITED)
     except StoreError:
-        return []  # it is no part of the verdict
-    said = blamed(found) if found is not None and verdict == "regressed" else []
-    return [*said, *([drift.warning] if drift is not None and drift.warning else [])]
+        return []
+    return blamed(found) if found is not None and verdict == "regressed" else []
 
 
 def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
@@ -491,7 +470,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     models = {name: Model(version=side.version, scores=side.scores) for name, side in scored.sides.items()}
     return Judged(
         decision.verdict,
-        [*decision.reasons, *_noticed(run, decision.verdict)],
+        [*decision.reasons, *_audited(run, decision.verdict)],
         candidate=models["candidate"],
         production=models["production"],
         base=models.get("base"),
@@ -528,13 +507,23 @@ def promote(
     from tasks.registry import promote as move
 
     version = str(candidate.version)
-    words = {"run_id": run_id, "who": who, "reason": reason}
+    approval = Run(store, run_id).find(runs.APPROVAL)
+    if approval is not None and approval.answer != "approved":
+        return None, hold(store, run_id, f"{approval}.")
     try:
-        change = move(store, version, etag, scores=candidate.scores, announce=announce or silently, **words)
+        change = move(
+            store,
+            version,
+            etag,
+            run_id=run_id,
+            who=who,
+            reason=reason,
+            scores=candidate.scores,
+            announce=announce or silently,
+            approval=approval,
+        )
     except (ProductionChangedError, RefusedError) as error:
-        why = f"The candidate was better, but was not promoted: {error}."
-        _hold(Run(store, run_id), why)
-        return None, why
+        return None, hold(store, run_id, f"The candidate was better, but was not promoted: {error}.")
     return change, _promoted(change)
 
 
@@ -562,13 +551,22 @@ def stands(store: Store, run_id: str) -> tuple[str | None, str | None]:
     return (changes[-1].version if changes else None), (_promoted(made[-1]) if made else None)
 
 
-def _hold(run: Run, why: str) -> None:
-    """Write into the decision that it was not carried out, so that it never says more than the outcome."""
+def hold(store: Store, run_id: str, why: str) -> str:
+    """Write into the decision that it was not carried out, so that it never says more than the outcome; returns why."""
     from tasks.gate import Decision
 
+    run = Run(store, run_id)
     decision = run.find(runs.File(runs.DECISION, Decision))
     if decision is not None:
         run.put(runs.DECISION, to_json(replace(decision, verdict="held", reasons=(why, *decision.reasons)), indent=2))
+    return why
+
+
+def write_report(store: Store, outcome: Outcome) -> str:
+    """Write the report of a night that has not ended, for those who have to decide; returns it as Markdown."""
+    gathered = material.gather(store, outcome)
+    Run(store, outcome.run_id).put(runs.REPORT, report.html(outcome, gathered).encode())
+    return report.markdown(outcome, gathered)
 
 
 def conclude(store: Store, outcome: Outcome, *, details: bool = True) -> tuple[Outcome, str, list[Chart]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -73,6 +74,35 @@ class Taken:
     refused: list[Refused] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     blocked: str = ""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """`waiting.json`: a candidate that passed the gate waits for a person, by the store's clock."""
+
+    candidate: str
+    since: datetime
+    until: datetime
+
+
+@dataclass(frozen=True)
+class Question:
+    """What people are asked: until when, the Markdown of the form, and the text of the alert."""
+
+    until: datetime
+    form: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Published:
+    """`published-<target>.json`: a change of production is known to a registry outside, and where it is found there."""
+
+    name: str
+    version: str | None
+    promotion: int
+    where: str
+    at: datetime
 
 
 class CheckSummary(BaseModel):
@@ -423,41 +453,4 @@ class Audited:
     shown: Sequence[Suspect] = ()
     uploads: Sequence[UploadAudit] = ()
     too_small: int = 0
-    failed: str = ""
-
-
-@dataclass(frozen=True)
-class Canary:
-    """`watch/canary/<fingerprint>.json`: vectors of the canary's texts, as production gave them when it was first seen.
-
-    Attributes:
-        environment: Versions and processors by name.
-        vectors: Float32, little endian, row by row, in base 64.
-    """
-
-    version: str | None
-    run_id: str
-    environment: dict[str, str]
-    dimension: int
-    vectors: str
-
-
-@dataclass(frozen=True)
-class Drift:
-    """`canary.json`: the canary's texts, encoded anew, beside their stored vectors; no verdict depends on it.
-
-    Attributes:
-        since: The run that stored them.
-        least: The least cosine of a text's two vectors.
-        drifted: Texts beyond numeric noise.
-        changed: Versions and processors that have changed.
-        warning: What to do; empty where nothing drifted.
-        failed: Why they were not compared; empty where they were.
-    """
-
-    since: str = ""
-    least: float = 1.0
-    drifted: int = 0
-    changed: Sequence[str] = ()
-    warning: str = ""
     failed: str = ""

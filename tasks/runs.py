@@ -13,8 +13,20 @@ from typing import Any, Final, Generic, Literal, TypeVar, cast, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from tasks.config import Outcome, Verdict
-from tasks.records import Asked, Audited, Begun, Candidate, Checked, Drift, Scored, Settings, Started, Taken
+from tasks.config import Approval, Outcome, Verdict
+from tasks.records import (
+    Asked,
+    Audited,
+    Begun,
+    Candidate,
+    Checked,
+    Published,
+    Scored,
+    Settings,
+    Started,
+    Taken,
+    Waiting,
+)
 from tasks.storage import Store, StoreError
 
 T = TypeVar("T")
@@ -53,7 +65,10 @@ SCORED: Final = File("scores.json", Scored)
 OUTCOME: Final = File("outcome.json", Outcome)
 ROLLBACK: Final = File("rollback.json", Asked)
 AUDITED: Final = File("audit.json", Audited)
-DRIFT: Final = File("canary.json", Drift)
+WAITING: Final = File("waiting.json", Waiting)
+APPROVAL: Final = File("approval.json", Approval)
+PUBLISHED_MLFLOW: Final = File("published-mlflow.json", Published)
+PUBLISHED_HUGGINGFACE: Final = File("published-huggingface.json", Published)
 
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
@@ -66,7 +81,8 @@ CHECKPOINTS: Final = "checkpoints/"
 
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
-    AUDITED.name, DRIFT.name,
+    *(file.name for file in (WAITING, APPROVAL, PUBLISHED_MLFLOW, PUBLISHED_HUGGINGFACE)),
+    AUDITED.name,
     DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, SUSPECTS, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""

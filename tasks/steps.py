@@ -8,6 +8,7 @@ people: a night continues without it when the Prefect API is away.
 from __future__ import annotations
 
 import base64
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -34,13 +35,14 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
+from prefect.utilities.urls import url_for
 from tqdm import tqdm
 
-from tasks import alerts, index, night, runs
+from tasks import alerts, approval, index, night, publishing, report, runs
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
-from tasks.records import Asked, Audited, Begun, Candidate, Checked, Estimate, Scored, Settings, Taken
-from tasks.registry import Change, RegistryError, store_time
+from tasks.records import Asked, Audited, Begun, Candidate, Checked, Estimate, Question, Scored, Settings, Taken
+from tasks.registry import Change, RegistryError, name_of, store_time
 from tasks.report import evidence
 from tasks.runs import Run
 from tasks.storage import Store, StoreError
@@ -245,20 +247,6 @@ def audit(
         return None
 
 
-@task(name="canary", **_LONG)
-def canary(store: str, run_id: str, production: str | None, training: Training, work: str) -> None:
-    """Compare vectors of production with its first ones. Whatever becomes of it, the night goes on."""
-    opened = Store.open(store)
-    try:
-        drift = night.canary(opened, run_id, production, training, Path(work))
-        if drift.warning:
-            get_run_logger().warning("%s", drift.warning)
-    except Exception as error:  # noqa: BLE001 - as above
-        get_run_logger().exception("the canary was not asked")
-        with suppress(StoreError):
-            night.canary_failed(opened, run_id, f"{type(error).__name__}: {error}")
-
-
 @task(name="judge", **_SHORT)
 def judge(store: str, run_id: str, gate: Gate, checks: Checks) -> night.Judged:
     """Decide on what was scored."""
@@ -302,6 +290,56 @@ def retire(store: str, work: str) -> None:
             get_run_logger().info("deleted %s %s", what, ", ".join(names))
     if gone.vectors:
         get_run_logger().info("deleted %d shards of vectors", len(gone.vectors))
+
+
+@task(name="ask for approval", **_SHORT)
+def ask(store: str, outcome: Outcome, hours: float) -> Question:
+    """Note that the candidate waits for a person, and write the report as it is so far; what they are asked."""
+    opened = Store.open(store)
+    candidate = outcome.candidate.version if outcome.candidate else None
+    waiting = approval.ask(opened, outcome.run_id, str(candidate), hours)
+    reasons = [f"The candidate passed the gate, and waits for a person until {waiting.until:%Y-%m-%d %H:%M} UTC."]
+    so_far = outcome.model_copy(update={"verdict": "held", "reasons": [*reasons, *outcome.reasons]})
+    page = night.write_report(opened, so_far)
+    shown = _show(lambda: create_markdown_artifact(page, key="report", description=f"waiting: {outcome.run_id}"))
+    address = url_for("artifact", shown) if shown else None
+    return report.question(outcome, waiting.until, address)
+
+
+@task(name="tell that a candidate waits", **_SHORT)
+def tell_waiting(store: str, run_id: str, question: Question) -> None:
+    """Send an alert, once; nobody is told twice of one run."""
+    try:
+        alerts.announce_waiting(Store.open(store).url, run_id, question, alerts.run_url())
+    except alerts.DeliveryError:
+        get_run_logger().exception("nobody was told; still waiting")
+
+
+@task(name="publish", cache_policy=NO_CACHE)
+def publish(store: str, targets: publishing.Targets) -> None:
+    """Make what serves known to other registries. What fails is told, and tried again by the next run."""
+    opened = Store.open(store)
+    for result in publishing.publish(opened, targets, environment=_with_tokens(targets)):
+        what = f"{name_of(result.version)} to {result.target} ({result.name})"
+        if not result.error:
+            get_run_logger().info("published %s: %s", what, result.where)
+            continue
+        get_run_logger().warning("did not publish %s: %s", what, result.error)
+        try:
+            alerts.announce_unpublished(opened.url, result, alerts.run_url())
+        except alerts.DeliveryError:
+            get_run_logger().exception("nobody was told")
+
+
+def _with_tokens(targets: publishing.Targets) -> dict[str, str]:
+    """This process's environment, with the tokens that it lacks from Prefect's secret blocks, where they are there."""
+    environment = dict(os.environ)
+    for target, _ in targets.named():
+        variable = publishing.SECRETS[target]
+        if not environment.get(variable):
+            with suppress(ValueError, httpx.HTTPError):  # there is no such block, or no server
+                environment[variable] = str(Secret.load(f"ratchet-{target}-token").get())  # type: ignore[union-attr] # its synchronous face is untyped
+    return environment
 
 
 @task(name="conclude", **_SHORT)

@@ -19,7 +19,12 @@ _SIGNS: Final = {"Ge": ("ge", "≥"), "Gt": ("gt", ">"), "Le": ("le", "≤"), "L
 
 _GROUPS: Final[tuple[tuple[str, type[BaseModel], str], ...]] = (
     ("training", Training, "How a candidate is fine-tuned: the form of *Run*, `--set training.NAME=VALUE`."),
-    ("gate", Gate, "When a candidate may replace production: the form of *Run*, `--set gate.NAME=VALUE`."),
+    (
+        "gate",
+        Gate,
+        "When a candidate may replace production: the form of *Run*, `--set gate.NAME=VALUE`; "
+        "`ratchet.toml`, section `gate`, for scheduled nights.",
+    ),
     ("checks", Checks, "What the data must be like: the form of *Run*, `--set checks.NAME=VALUE`."),
     ("limits", Limits, "What one uploaded object may be: the form of *Run*, `--set limits.NAME=VALUE`."),
     ("store", settings.StoreSettings, "`ratchet.toml`, section `store`."),

@@ -18,6 +18,7 @@ from tasks.intake import take_in
 from tasks.storage import Store
 
 COMMANDS = {
+    *("approve", "publish"),
     *("demo", "tour", "try", "convert", "read", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback", "release", "reindex", "retire", "search"),

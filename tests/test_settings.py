@@ -62,7 +62,7 @@ def test_every_section_is_read(tmp_path: Path) -> None:
         ("[channels.'On Call']\nkind = 'slack'\nsecret_env = 'X'", "channels", "not a valid channel name"),
         ("[channels.ops]\nkind = 'fax'\nsecret_env = 'X'", "channels.ops.kind", "'slack', 'teams'"),
         ("[channels.ops]\nkind = 'email'\nsecret_env = 'X'", "channels.ops", "needs `sender` and `recipients`"),
-        ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nsender = 'a@b.c'", "channels.ops", "kind email"),
+        ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nsender = 'a@b.c'", "channels.ops", "kind email and smtp"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nonly = ['all']", "channels.ops.only.0", "'regressed'"),
         ("index.target = 'mysql://u@h/d'", "index.target", "a target is lancedb:FOLDER or postgresql://"),
         ("index.target = 'postgresql://u@h/d#documents'", "index.target", "write schema.view"),

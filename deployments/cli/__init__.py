@@ -56,13 +56,14 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "up": stack.up,
         "status": stack.status,
     },
-    "Nights": {"init": trying.init, "deploy": nights.deploy, "run": nights.run},
+    "Nights": {"init": trying.init, "deploy": nights.deploy, "run": nights.run, "approve": nights.approve},
     "What serves": {
         "history": versions.history,
         "pull": versions.pull,
         "reindex": indexing.reindex,
         "search": searching.search,
         "rollback": versions.rollback,
+        "publish": versions.publish,
         "release": versions.release,
         "retire": versions.retire,
     },
@@ -70,7 +71,6 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Look": {
         "rows": looking.rows,
         "quarantine": looking.quarantine,
-        "suspects": looking.suspects,
         "forget": looking.forget,
         "doctor": looking.doctor,
     },

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 from typing import Annotated
 
 import typer
 
 from deployments.cli.common import (
+    CliError,
     ConfigOption,
     SetOption,
     StateOption,
@@ -48,6 +50,29 @@ def deploy(
         console.print("nothing differs from the settings")
     elif dry_run:
         console.print("nothing was changed: this was a dry run")
+
+
+def approve(
+    run_id: Annotated[str, typer.Argument(metavar="RUN", help="The night that waits, as its alert names it.")],
+    reject: Annotated[bool, typer.Option("--reject", help="Hold the candidate; production stays.")] = False,
+    comment: Annotated[str, typer.Option(help="Why, for the ledger and the report.")] = "",
+    by: Annotated[
+        str | None, typer.Option(help="Your name, for the ledger; nobody checks it. Default: the user here.")
+    ] = None,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Approve, or reject, a candidate that passed the gate and waits for a person. The first answer counts."""
+    from tasks import approval
+
+    opened = connect(state, store)
+    try:
+        given = approval.answer(
+            opened, run_id, "rejected" if reject else "approved", by=by or getpass.getuser(), comment=comment
+        )
+    except approval.ApprovalError as error:
+        raise CliError(str(error)) from None
+    console.print(f"{escape(str(given))}. The night goes on within seconds; where its process has died, run it again.")
 
 
 def run(

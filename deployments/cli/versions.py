@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import getpass
+import os
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.common import StateOption, StoreOption, connect, console
+from deployments.cli.common import CliError, StateOption, StoreOption, UsageError, connect, console
 from deployments.terminal.text import escape
+
+if TYPE_CHECKING:
+    from tasks.publishing import Targets
+    from tasks.storage import Store
 
 
 def history(
@@ -76,6 +81,7 @@ def rollback(
     from uuid import uuid4
 
     from tasks import registry
+    from tasks.publishing import Targets
     from tasks.runs import run_id
 
     opened = connect(state, store)
@@ -91,6 +97,36 @@ def rollback(
         + (", which must be rebuilt." if change.rebuild_index else "; it need not be rebuilt.")
         + " The flow rollback/manual does the same and sends ratchet.production.changed."
     )
+    targets = Targets.of(os.environ)
+    if any(targets.named()) and not _publish(opened, targets):
+        console.print("To try that again: `ratchet publish`.")
+
+
+def publish(store: StoreOption = None, state: StateOption = None) -> None:
+    """Publish what serves to MLflow (RATCHET_MLFLOW_MODEL) and Hugging Face (RATCHET_HF_REPO), also once more."""
+    from tasks.publishing import Targets
+
+    targets = Targets.of(os.environ)
+    if not any(targets.named()):
+        raise UsageError(
+            "nowhere to publish: set RATCHET_MLFLOW_MODEL to a registered model, or RATCHET_HF_REPO to owner/name"
+        )
+    if not _publish(connect(state, store), targets):
+        raise CliError("not everything was published; production is unchanged")
+
+
+def _publish(store: Store, targets: Targets) -> bool:
+    """Publish and say what came of it; whether all is published."""
+    from tasks import registry
+    from tasks.publishing import publish
+
+    results = list(publish(store, targets, environment=os.environ, again=True))
+    if not results:
+        console.print("nothing is in production: there is nothing to publish")
+    for result in results:
+        said = f"not published: {result.error}" if result.error else f"is {result.where}"
+        console.print(f"{result.target}: {registry.name_of(result.version)} {escape(said)}")
+    return not any(result.error for result in results)
 
 
 def release(

@@ -141,6 +141,13 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
         ),
         Alert("drifted", "production finds less on fresh labels", _event(settings, "production.drifted"), **told),
         Alert("pending", "an object could not be read for three nights", _event(settings, "objects.pending"), **told),
+        Alert("waiting", "a candidate waits for a person to approve it", _event(settings, "approval.waiting"), **told),
+        Alert(
+            "unpublished",
+            "what serves could not be published to another registry",
+            _event(settings, "publishing.failed"),
+            **told,
+        ),
     )
 
 
@@ -291,7 +298,7 @@ def _zombies(settings: Settings) -> Iterator[Any]:
     from prefect.events.actions import ChangeFlowRunState
     from prefect.events.schemas.automations import AutomationCore, EventTrigger
 
-    flows = _flow("retrain", "fine-tune", "watch-production", "rollback", "reindex")
+    flows = _flow("retrain", "fine-tune", "watch-production", "rollback", "reindex", "approval")
     silent = timedelta(minutes=settings.alerts.heartbeat_minutes)
     pending = timedelta(minutes=settings.alerts.pending_minutes)
     for name, when, after, expect, within in (

@@ -94,6 +94,7 @@ def read(file: Path, settings: Settings) -> dict[str, Any]:
     content: dict[str, Any] = yaml.safe_load(file.read_text())
     crons = {"nightly": settings.schedule.cron, "hourly": settings.schedule.watch_cron}
     watch = settings.watch.model_dump(mode="json", exclude_defaults=True)
+    gate = settings.gate.model_dump(mode="json", exclude_defaults=True)
     for deployment in content["deployments"]:
         # the same list may be in several places of the file
         deployment["schedules"] = [
@@ -107,6 +108,8 @@ def read(file: Path, settings: Settings) -> dict[str, Any]:
             given["watch"] = watch
         if settings.index.target and _flow(deployment) == "reindex":
             given["target"] = settings.index.target
+        if gate and _flow(deployment) == "retrain":
+            given["gate"] = gate
         deployment["parameters"] = given
     return content
 

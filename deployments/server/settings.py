@@ -10,22 +10,34 @@ import re
 import tomllib
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final, Literal
+from typing import Annotated, Final, Literal
 from zoneinfo import available_timezones
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
-from tasks.config import Parameters, Watch
+from tasks.config import Gate, Parameters, Watch
 
 FILE: Final = Path("ratchet.toml")
 """Where the settings are looked for when nobody says where they are: the current folder."""
 
 AlertName = Literal[
-    "regressed", "blocked", "failed", "late", "missing", "stale", "gpu-pool", "drifted", "wrong-promotion", "pending"
+    "regressed",
+    "blocked",
+    "failed",
+    "late",
+    "missing",
+    "stale",
+    "gpu-pool",
+    "drifted",
+    "wrong-promotion",
+    "pending",
+    "waiting",
+    "unpublished",
 ]
 """The alerts that a channel can be limited to; `deployments.server.automations` says when each is sent."""
 
 _ENVIRONMENT_NAME: Final = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_MAIL_ADDRESS: Final = r"^[^\s@,;<>]+@[^\s@,;<>]+$"
 _CHANNEL_NAME: Final = r"^[a-z0-9]+(-[a-z0-9]+)*$"
 
 
@@ -116,25 +128,32 @@ class Alerts(Parameters):
 class Channel(Parameters):
     """Somewhere that alerts are sent to."""
 
-    kind: Literal["slack", "teams", "pagerduty", "email", "webhook"] = Field(
+    kind: Literal["slack", "teams", "pagerduty", "email", "smtp", "webhook"] = Field(
         description="slack: an incoming webhook; teams: a Power Automate workflow; pagerduty: Events API v2; email: "
-        "by way of SendGrid; webhook: POST of JSON with subject and body to any address."
+        "by way of SendGrid; smtp: mail by a server of yours; webhook: POST of JSON with subject and body to any "
+        "address."
     )
     secret_env: str = Field(
         description="Name of the environment variable that holds the secret: the address of a slack, teams or webhook "
-        "channel, the integration key of pagerduty, the API key of SendGrid. Never the secret itself.",
+        "channel, the integration key of pagerduty, the API key of SendGrid, the mail server of smtp: "
+        "smtps://user:password@host (TLS) or smtp://user:password@host (STARTTLS). Never the secret itself.",
         pattern=_ENVIRONMENT_NAME,
     )
     only: tuple[AlertName, ...] = Field((), description="Alerts that this channel gets. Empty: all of them.")
-    sender: str | None = Field(None, description="email only: the address that mails come from.", pattern=r"^\S+@\S+$")
-    recipients: tuple[str, ...] = Field((), description="email only: the addresses that mails go to.")
+    sender: str | None = Field(
+        None, description="email and smtp only: the address that mails come from.", pattern=_MAIL_ADDRESS
+    )
+    recipients: tuple[Annotated[str, Field(pattern=_MAIL_ADDRESS)], ...] = Field(
+        (), description="email and smtp only: the addresses that mails go to."
+    )
 
     @model_validator(mode="after")
     def _mails_have_addresses(self) -> Channel:
-        if self.kind == "email" and not (self.sender and self.recipients):
-            raise ValueError("a channel of kind email needs `sender` and `recipients`")
-        if self.kind != "email" and (self.sender or self.recipients):
-            raise ValueError(f"`sender` and `recipients` are for channels of kind email, not {self.kind}")
+        mails = self.kind in {"email", "smtp"}
+        if mails and not (self.sender and self.recipients):
+            raise ValueError(f"a channel of kind {self.kind} needs `sender` and `recipients`")
+        if not mails and (self.sender or self.recipients):
+            raise ValueError(f"`sender` and `recipients` are for channels of kind email and smtp, not {self.kind}")
         return self
 
     def gets(self, alert: AlertName) -> bool:
@@ -174,6 +193,7 @@ class Settings(Parameters):
     store: StoreSettings = Field(default_factory=StoreSettings, description="Where data, models and runs are.")
     schedule: Schedule = Field(default_factory=Schedule, description="When runs start.")
     alerts: Alerts = Field(default_factory=Alerts, description="How long to wait before an alert.")
+    gate: Gate = Field(default_factory=Gate, description="When a candidate of retrain/nightly may replace production.")
     watch: Watch = Field(default_factory=Watch, description="When production counts as drifted or stale.")
     index: IndexSettings = Field(
         default_factory=IndexSettings, description="The index of documents that follows production."

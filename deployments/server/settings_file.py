@@ -19,9 +19,11 @@ _HEAD: Final = """\
 What `ratchet deploy` sets up. Every value below is the default: change what you need, delete what you do not.
 The file holds no secret; it may be committed."""
 
-_EXAMPLES: Final = {
+_EXAMPLES: Final[dict[str, Any]] = {
     "url": "s3://bucket/prefix",
     "sender": "ratchet@example.org",
+    "recall_non_inferior_above": 0.95,
+    "approval_hours": 12.0,
     "target": "postgresql://ratchet@db.example.org/search",
     "secret_env": "INDEX_PASSWORD",
 }

@@ -28,7 +28,6 @@ class Columns(NamedTuple):
     negatives: tuple[str, ...] = ()
     score: str | None = None
     slice: str | None = None
-    source: str | None = None
     scored: bool = False
     """Whether every row needs a score."""
     constant: bool = False
@@ -94,7 +93,6 @@ class Plan:
             negatives=negatives,
             score=score,
             slice=one("slice"),
-            source=one("source"),
             scored=pair.symmetric and not self.judged,
             constant=self.constant,
             title=one("title"),
@@ -192,8 +190,8 @@ class _Decision:
             roles |= dict.fromkeys(self._negatives(), "negatives")
             if "slice" in self._columns:
                 roles["slice"] = "slice"
-            if self._names_sources():
-                roles["source"] = "source"
+            elif self._names_sources():
+                roles["source"] = "slice"
         roles |= self._title()
         if self._survey.kind != "corpus":
             for name in self._unknown(roles):

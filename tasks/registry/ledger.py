@@ -23,7 +23,7 @@ from typing import Any, Final, Literal, Self
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
-from tasks.config import Index
+from tasks.config import Approval, Index
 from tasks.registry.versions import Description, RegistryError, Sha256, VersionName
 from tasks.storage import Blob, Store
 
@@ -75,6 +75,7 @@ class Change(BaseModel):
     scores: dict[str, FiniteFloat] = Field(default_factory=dict)
     fingerprint: Fingerprint | None = Field(description="Null when the base model serves.")
     index: Index = Field(default="moves", description="Whether the vectors of documents stay as they were.")
+    approval: Approval | None = Field(None, description="Who approved a promotion; left out where nobody was asked.")
 
     @model_validator(mode="before")
     @classmethod
@@ -108,6 +109,8 @@ class Change(BaseModel):
     def body(self) -> bytes:
         """The bytes of pointer and ledger entry."""
         record = self.model_dump(mode="json", exclude={"etag"})
+        if self.approval is None:
+            del record["approval"]  # earlier versions refuse a field that they do not know
         return json.dumps(record, sort_keys=True, indent=1, allow_nan=False).encode() + b"\n"
 
 

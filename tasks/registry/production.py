@@ -15,7 +15,7 @@ from typing import Final
 
 from pydantic import ValidationError
 
-from tasks.config import Index
+from tasks.config import Approval, Index
 from tasks.registry.clock import store_time
 from tasks.registry.holds import find_held
 from tasks.registry.ledger import (
@@ -72,6 +72,7 @@ class _Wish:
     scores: Mapping[str, float]
     announce: Announce
     base_documents: str | None = None
+    approval: Approval | None = None
 
 
 def promote(  # noqa: PLR0913 # what the ledger says of a change, and what it follows
@@ -85,6 +86,7 @@ def promote(  # noqa: PLR0913 # what the ledger says of a change, and what it fo
     scores: Mapping[str, float],
     announce: Announce = silently,
     base_documents: str | None = None,
+    approval: Approval | None = None,
 ) -> Change:
     """Let a published version serve, in the place of exactly the production that was scored.
 
@@ -108,7 +110,8 @@ def promote(  # noqa: PLR0913 # what the ledger says of a change, and what it fo
         return made
     if current is not None and current.version == version:
         raise RefusedError(f"version {version} serves already")
-    return _move(store, current, _Wish(version, "promotion", run_id, who, reason, scores, announce, base_documents))
+    wish = _Wish(version, "promotion", run_id, who, reason, scores, announce, base_documents, approval)
+    return _move(store, current, wish)
 
 
 def _made(store: Store, run_id: str, action: Action, version: str | None) -> Change | None:
@@ -224,6 +227,7 @@ def _change(store: Store, current: Production | None, wish: _Wish) -> Change:
             scores=dict(wish.scores),
             fingerprint=None if manifest is None else _fingerprint(manifest, index),
             index=index,
+            approval=wish.approval,
         )
     except ValidationError as error:
         raise RefusedError(f"the {wish.action} cannot be recorded: {error}") from error

@@ -100,6 +100,17 @@ def pending_message(pending: Pending, run_url: str | None) -> Message:
     return Message("Ratchet: an object cannot be read", "\n".join(lines)[:LONGEST])
 
 
+def unpublished_message(target: str, name: str, serves: str, error: str, run_url: str | None) -> Message:
+    """What is said where what serves could not be made known to a registry outside."""
+    lines = [
+        f"What serves, {serves}, could not be published to {target} as {quote(name)}:",
+        cut(plain(error), 600),
+        "Production is what it is. The next run tries again; to try now: ratchet publish",
+        *([f"Run: {run_url}"] if run_url else []),
+    ]
+    return Message("Ratchet: what serves is not published", "\n".join(lines)[:LONGEST])
+
+
 def _regression(outcome: Outcome, evidence: Evidence, run_url: str | None) -> Message:
     candidate, production = outcome.candidate or Model(), outcome.production or Model()
     serves = f"version {production.version}" if production.version else "the base model"
