@@ -66,6 +66,7 @@ TABLE: Final = (
     Key("promotions/*", "once", "trainer", ("consumer",)),
     Key("releases/*", "once", "trainer"),
     Key("erasures/*", "once", "eraser"),
+    Key("metrics.txt", "freely", "trainer"),
     Key("cache/*", "freely", "trainer", deleted="cache/*", erasing="deletes"),
 )
 

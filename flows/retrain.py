@@ -48,6 +48,11 @@ class Night:
         self._outcome = self._outcome.model_copy(update={**facts, "counts": merged})
 
     @property
+    def outcome(self) -> Outcome:
+        """What it came to, or would if it ended now."""
+        return self._outcome
+
+    @property
     def reasons(self) -> list[str]:
         """What the outcome says so far of a verdict; empty before there is one."""
         return self._outcome.reasons
@@ -130,13 +135,25 @@ def retrain(
             concluded = _break_off(night, f"{type(error).__name__}: {error}")
         except Exception:
             logger.exception("no outcome was written")
-        else:
+        _tell_tools(night)
+        if concluded is not None:
             _afterwards(night)
         if concluded is None or concluded.verdict != "promoted":
             raise
         return concluded
+    except BaseException:  # cancelled, or told to stop
+        with suppress(Exception):
+            steps.tell_cancelled(night.store, night.run.run_id)
+        raise
+    _tell_tools(night)
     _afterwards(night)
     return outcome
+
+
+def _tell_tools(night: Night) -> None:
+    """Metrics and lineage: whatever becomes of them, the night is over."""
+    with suppress(Exception):
+        steps.tell_tools(night.store, night.outcome)
 
 
 def _afterwards(night: Night) -> None:

@@ -38,7 +38,7 @@ from prefect.runtime import flow_run
 from prefect.utilities.urls import url_for
 from tqdm import tqdm
 
-from tasks import alerts, approval, index, night, publishing, report, runs
+from tasks import alerts, approval, index, night, publishing, report, runs, telemetry
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
 from tasks.records import Asked, Audited, Begun, Candidate, Checked, Estimate, Question, Scored, Settings, Taken
@@ -160,6 +160,7 @@ def _duration(seconds: float) -> str:
 def begin(store: str, run_id: str, settings: Settings) -> Begun:
     """Complete an interrupted promotion; note what serves, and where the last night ended."""
     opened = Store.open(store)
+    telemetry.started(opened, run_id)
     ahead = datetime.now(UTC) - store_time(opened)
     if abs(ahead) > _SKEW:
         get_run_logger().warning("the clock of this machine is %s ahead of the store's: set it right", ahead)
@@ -340,6 +341,22 @@ def _with_tokens(targets: publishing.Targets) -> dict[str, str]:
             with suppress(ValueError, httpx.HTTPError):  # there is no such block, or no server
                 environment[variable] = str(Secret.load(f"ratchet-{target}-token").get())  # type: ignore[union-attr] # its synchronous face is untyped
     return environment
+
+
+@task(name="tell other tools", timeout_seconds=120, cache_policy=NO_CACHE)
+def tell_tools(store: str, outcome: Outcome) -> None:
+    """Send the run's lineage, and renew the metrics. What goes wrong is logged: the verdict stands."""
+    opened = Store.open(store)
+    telemetry.ended(opened, outcome)
+    try:
+        telemetry.write_metrics(opened)
+    except (StoreError, RegistryError):
+        get_run_logger().exception("the metrics were not renewed")
+
+
+def tell_cancelled(store: str, run_id: str) -> None:
+    """Send that the run is stopped from outside; no task, since it ends at once."""
+    telemetry.cancelled(Store.open(store), run_id)
 
 
 @task(name="conclude", **_SHORT)

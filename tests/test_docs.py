@@ -18,6 +18,7 @@ from tasks import intake, registry, runs, splits
 from tasks.config import Verdict
 from tasks.intake import commit_log
 from tasks.parsing import KINDS
+from tasks.telemetry.metrics import METRICS
 from tests import docs
 
 PAGES = sorted(
@@ -155,6 +156,7 @@ def test_the_store_is_described_as_the_code_writes_it() -> None:
         *(f"{folder}/" for folder in KINDS),
         splits.SPLIT_KEY,
         registry.POINTER,
+        METRICS,
         *(key.partition("/")[0] + "/" for key in _stored_keys()),
     }
     assert {row[0].strip("`") for row in _table(docs.DOCS / "store.md", "key")} == keys

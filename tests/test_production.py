@@ -154,7 +154,17 @@ PAGE = (DEPLOYMENTS / "README.md").read_text()
 
 def test_the_compose_file_has_every_part_and_names_only_what_it_defines() -> None:
     """Networks, volumes, secrets and services that are referred to exist."""
-    assert set(SERVICES) == {"proxy", "server", "postgres", "seaweedfs", "s3", "worker-cpu", "worker-gpu", "deploy"}
+    assert set(SERVICES) == {
+        "proxy",
+        "server",
+        "postgres",
+        "seaweedfs",
+        "s3",
+        "worker-cpu",
+        "worker-gpu",
+        "metrics",
+        "deploy",
+    }
     for name, service in SERVICES.items():
         assert set(service["networks"]) <= set(COMPOSE["networks"]), name
         assert set(service.get("secrets", [])) <= set(COMPOSE["secrets"]), name

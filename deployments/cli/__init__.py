@@ -20,6 +20,7 @@ from deployments.cli import (
     indexing,
     joining,
     looking,
+    monitoring,
     nights,
     reading,
     searching,
@@ -72,6 +73,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "rows": looking.rows,
         "quarantine": looking.quarantine,
         "forget": looking.forget,
+        "metrics": monitoring.metrics,
         "doctor": looking.doctor,
     },
 }
