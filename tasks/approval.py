@@ -52,9 +52,8 @@ def answer(
         raise ApprovalError(
             f"an answer needs a name of at most {LONGEST_NAME} characters, and a comment of at most {LONGEST_COMMENT:,}"
         )
-    counts = run.once(runs.APPROVAL, lambda: given)
-    if counts != given:
-        raise _answered(run_id, counts)
+    if store.put_if_absent(run.key(runs.APPROVAL.name), given.model_dump_json().encode()) is None:
+        raise _answered(run)
     return given
 
 
@@ -68,24 +67,27 @@ def expire(store: Store, run_id: str) -> Approval:
 
 
 def _check_waits(run: Run) -> None:
-    """Raise ApprovalError unless the run waits for an answer now."""
-    given, waiting = run.find(runs.APPROVAL), run.find(runs.WAITING)
-    if given is not None:
-        raise _answered(run.run_id, given)
-    if waiting is None:
-        known = any(True for _ in run.store.entries(run.key("")))
+    """Raise ApprovalError unless the run waits for an answer now.
+
+    By a listing: S3 says of a missing object that it is forbidden to who may list a part of the bucket only.
+    """
+    there = {entry.key for entry in run.store.entries(run.key(""))}
+    if not there:
+        raise ApprovalError(f"there is no run {run.run_id} in {run.store.url}: `ratchet history` lists them")
+    if run.key(runs.APPROVAL.name) in there:
+        raise _answered(run)
+    if run.key(runs.WAITING.name) not in there:
         raise ApprovalError(
             f"run {run.run_id} does not wait for an answer: it ended or has not come so far, or gate.approval_hours is "
             "not set"
-            if known
-            else f"there is no run {run.run_id} in {run.store.url}: `ratchet history` lists them"
         )
-    if _now() > waiting.until:
-        raise ApprovalError(f"run {run.run_id} waited until {waiting.until:%Y-%m-%d %H:%M} UTC: it is too late")
+    until = run.read(runs.WAITING).until
+    if _now() > until:
+        raise ApprovalError(f"run {run.run_id} waited until {until:%Y-%m-%d %H:%M} UTC: it is too late")
 
 
-def _answered(run_id: str, given: Approval) -> ApprovalError:
-    return ApprovalError(f"run {run_id} has its answer already. {given}")
+def _answered(run: Run) -> ApprovalError:
+    return ApprovalError(f"run {run.run_id} has its answer already. {run.read(runs.APPROVAL)}")
 
 
 def _line(text: str) -> str:

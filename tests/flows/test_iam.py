@@ -23,7 +23,7 @@ from deployments import access, doctor
 from deployments.places import ROOT
 from deployments.stack import local, seaweedfs
 from flows.retrain import retrain
-from tasks import registry
+from tasks import approval, registry
 from tasks.config import Watch
 from tasks.intake import quarantined, take_in
 from tasks.registry.retention import retire
@@ -191,6 +191,24 @@ def test_curators_write_what_is_tested_on_and_nothing_else(roles: dict[str, Stor
             curator.put(key, b"{}")
     for key in ("golden/b.jsonl", "guard/scifact/queries.jsonl", "documents/a.jsonl"):
         roles["owner"].delete([key])
+
+
+def test_approvers_answer_once_and_change_nothing_else(roles: dict[str, Store]) -> None:
+    """They read what a night found, answer for one that waits, and move neither labels nor production."""
+    approver, run = roles["approver"], "20261128T033000Z-0123abcd"
+    with pytest.raises(approval.ApprovalError, match="there is no run"):
+        approval.answer(approver, run, "approved", by="Ada")
+    approval.ask(roles["trainer"], run, "candidate", 1.0)
+    given = approval.answer(approver, run, "approved", by="Ada")
+    assert approval.find(roles["trainer"], run) == given
+    with pytest.raises(approval.ApprovalError, match="has its answer already"):
+        approval.answer(approver, run, "rejected", by="Ada")
+    for key in ("pairs/a.jsonl", "production.json", f"runs/{run}/outcome.json", "log/x.json", "models/x/manifest.json"):
+        with _refused():
+            approver.put(key, b"{}")
+    for key in ("pairs/a.jsonl", "log/000000000001.json"):
+        with _refused():
+            approver.get(key)
 
 
 @pytest.mark.parametrize("key", ["pairs/a.jsonl", "golden/a.jsonl", *FOREIGN_TO_LABELLERS])
