@@ -253,6 +253,7 @@ def compare(
             whole = dataset.build(labels.rows, Fold(SALT, number=FOLDS))
             on_step(f"fine-tuning on {whole.train.num_rows:,} rows, for the model to keep")
             _train(whole, training, out)
+            vetoes += _check_kept(out, parts[0], training.base_model, gate)
     return Trial(
         checks=checks,
         guidance=guide(
@@ -303,6 +304,23 @@ def _train(part: Dataset, training: Training, folder: Path) -> Trained:
     from tasks import training as trainer
 
     return trainer.train(part.train, part.dev, part.documents, training, folder)
+
+
+def _check_kept(kept: Path, part: Dataset, base_model: str, gate: Gate) -> list[str]:
+    """Why the model that was trained on all rows must not serve. Nothing was scored with it: it must repeat itself."""
+    from tasks import encoding, scoring
+
+    encoder = encoding.ModelEncoder.open(kept, encoding.FP32)
+    queries, documents = part.test.queries[: scoring.SAMPLE], part.documents[: scoring.SAMPLE]
+    sample = scoring.Sample(queries, encoder.encode(queries, "query"), documents, encoder.encode(documents, "document"))
+    reasons = scoring.check_saved(
+        kept,
+        sample,
+        scoring.describe(kept),
+        baseline=encoding.resolve_model(base_model),
+        max_slowdown=gate.max_serving_slowdown,
+    )
+    return [f"the model to keep: {reason}" for reason in reasons]
 
 
 def _score(

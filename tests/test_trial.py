@@ -150,6 +150,23 @@ def test_a_comparison_ends_with_the_serving_check_of_a_night(tmp_path: Path, mon
     assert "are not the scored ones" in " ".join(found.decision.reasons)
 
 
+def test_the_model_that_is_kept_is_checked_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sixth model, trained on all rows, gives other vectors when it is loaded afresh; the five folds are sound."""
+    honest = ModelEncoder.encode
+
+    def mirrored(self: ModelEncoder, texts: list[str], role: Role, **options: Any) -> np.ndarray:
+        return honest(self, texts, role, **options) * (-1 if (tmp_path / "kept").exists() else 1)
+
+    monkeypatch.setattr(ModelEncoder, "encode", mirrored)
+    labels = trial.read(_write(tmp_path / "pairs.jsonl", _pairs(50)))
+    base = tiny_models.save(tmp_path / "base")
+    training = Training(base_model=str(base), matryoshka_dims=(), max_length=32, precision="fp32")
+    found = trial.compare(labels, training, Gate(), Checks(), out=tmp_path / "kept")
+    wrong = [reason for reason in found.decision.reasons if "not the scored ones" in reason]
+    assert wrong
+    assert all(reason.startswith("the model to keep: ") for reason in wrong)
+
+
 def test_data_that_would_block_a_night_is_not_compared(tmp_path: Path) -> None:
     """The checks are the night's: a query that is its own document teaches nothing and flatters both models."""
     rows = [{"query": f"pump {i}", "document": f"pump {i}"} for i in range(50)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -10,9 +11,14 @@ from typer.testing import CliRunner
 
 from deployments.cli import app, versions
 from tasks import registry
+from tasks.config import Training
 from tasks.registry import promote
+from tasks.scoring import describe
 from tasks.storage import Store
+from tasks.training import train
+from tests import tiny_models
 from tests.models import published
+from tests.test_rehearsal import ROWS
 
 
 @pytest.fixture
@@ -47,6 +53,25 @@ def test_rolled_back_released_and_retired(store: Store, served: list[str], monke
         store, monkeypatch, "rollback", "--to", "base", "--reason", "start over"
     )
     assert "base model" in run(store, monkeypatch, "history")
+
+
+def test_manifest_card_and_pull_name_the_least_versions(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Whoever loads a version with older libraries is told before; one of which nothing is known says nothing."""
+    training = Training(base_model=str(tiny_models.save(tmp_path / "base")), batch_size=4)
+    train(ROWS, None, [], training, tmp_path / "candidate")
+    version = registry.publish(store, tmp_path / "candidate", describe(tmp_path / "candidate"))
+    requires = registry.read_manifest(store, version).description.requires
+    assert requires == {"sentence-transformers": "6.0", "transformers": "5.0"}
+    said = run(store, monkeypatch, "pull", str(tmp_path / "pulled"), "--version", version)
+    assert "needs sentence-transformers 6.0 or later, transformers 5.0 or later" in said
+    card = (tmp_path / "pulled" / "README.md").read_text()
+    assert "It loads with sentence-transformers 6.0 and transformers 5.0 or later." in card
+    for name, least in requires.items():
+        assert importlib.metadata.version(name).split(".")[:2] >= least.split(".")
+    unknown = published(store, tmp_path / "other", b"other")
+    assert "needs" not in run(store, monkeypatch, "pull", str(tmp_path / "unknown"), "--version", unknown)
 
 
 def test_retire_says_what_it_would_delete(store: Store, served: list[str], monkeypatch: pytest.MonkeyPatch) -> None:

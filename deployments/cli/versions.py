@@ -56,7 +56,6 @@ def pull(
 ) -> None:
     """Fetch the verified files of a model: a folder that SentenceTransformer loads."""
     from tasks import registry
-    from tasks.encoding import LEAST_VERSIONS
     from tasks.registry import versions
 
     opened = connect(state, store)
@@ -65,7 +64,9 @@ def pull(
     else:
         versions.pull(opened, version, folder)
     console.print(f"every file verified: SentenceTransformer({str(folder)!r})")
-    console.print(f"needs {', '.join(f'{name} {least} or later' for name, least in LEAST_VERSIONS.items())}")
+    pulled = versions.Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
+    if needs := [f"{name} {least} or later" for name, least in pulled.description.requires.items()]:
+        console.print(f"needs {', '.join(needs)}")
 
 
 def rollback(
