@@ -157,6 +157,16 @@ def test_slices_are_the_first_that_a_query_names() -> None:
     assert data.test.slices == ["pumps", None]
 
 
+def test_sources_are_kept_beside_slices() -> None:
+    """Both columns break metrics down: a query may be of a slice, and its labels of a source."""
+    data = made(
+        {"query": TEST, "document": "A", "slice": "pumps"},
+        {"query": TEST, "document": "B", "source": "clicks"},
+        {"query": asked("test", 1), "document": "D", "source": "experts"},
+    )
+    assert (data.test.slices, data.test.sources) == (["pumps", None], ["clicks", "experts"])
+
+
 TEXTS = st.sampled_from(["a", "A", " a", "b", "B c", "c b", "c  B", "d?", "D", "the d", "e", "\uff45", ""])
 ROW = st.fixed_dictionaries(
     {

@@ -166,9 +166,10 @@ def test_after_an_unclosed_quote_reading_goes_on_at_a_sure_beginning() -> None:
 
 
 def test_every_part_of_a_row_arrives() -> None:
-    """Query, document, negatives under both names, score, slice; the same from JSON lines and Parquet."""
-    row = {"query": "q", "document": "d", "negative": "n", "negatives": ["m", "o"], "score": 0.75, "slice": "en"}
-    wanted = {"query": "q", "document": "d", "negatives": ["n", "m", "o"], "score": 0.75, "slice": "en", "line": 1}
+    """Query, document, negatives under both names, score, slice, source; the same from JSON lines and Parquet."""
+    parts = {"query": "q", "document": "d", "score": 0.75, "slice": "en", "source": "clicks"}
+    row = {**parts, "negative": "n", "negatives": ["m", "o"]}
+    wanted = {**parts, "negatives": ["n", "m", "o"], "line": 1}
     assert taken("pairs/a.jsonl", orjson.dumps(row)) == ([wanted], [])
     assert taken("pairs/a.parquet", parquet(pa.Table.from_pylist([row]))) == ([wanted], [])
 
@@ -257,7 +258,7 @@ def test_json_lines_come_back_as_they_were_written(pairs: Any, end: str, bom: bo
     body = b"".join(orjson.dumps(row) + end.encode() for row in rows)
     body = b"\xef\xbb\xbf" + body if bom else body
     found, rejected = taken("pairs/a.jsonl.gz" if packed else "pairs/a.jsonl", gzip.compress(body) if packed else body)
-    wanted = [{**row, "slice": None, "line": line} for line, row in enumerate(rows, 1)]
+    wanted = [{**row, "slice": None, "source": None, "line": line} for line, row in enumerate(rows, 1)]
     assert found == wanted
     assert rejected == ([] if rows else [Rejected(rejected[0].object, 0, "empty", "")])
 
@@ -292,7 +293,9 @@ ENCODINGS = st.sampled_from([True, False, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LE
 @given(PAIRS, PARQUET, ENCODINGS)
 def test_parquet_comes_back_as_it_was_written(pairs: Any, options: Any, encoding: bool | str) -> None:
     """Any row group size, compression and encoding: the same rows in the same order."""
-    rows = [{"query": q, "document": d, "negatives": n, "score": s, "slice": None} for q, d, n, s in pairs]
+    rows = [
+        {"query": q, "document": d, "negatives": n, "score": s, "slice": None, "source": None} for q, d, n, s in pairs
+    ]
     schema = pa.schema([field for field in PARSED if field.name != "line"])
     sink = io.BytesIO()
     texts = dict.fromkeys(["query", "document", "negatives.list.element"], encoding)
@@ -333,19 +336,23 @@ def test_whatever_the_bytes_are_parsing_ends(data: st.DataObject, name: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("rows", "slices"),
+    ("rows", "slices", "sources"),
     [
-        ([{"source": "clicks"}, {"source": None}, {}], ["clicks", None, None]),
-        ([{"source": "clicks", "slice": "fr"}, {"source": "experts"}], ["fr", None]),
-        ([{"source": 5}, {"source": "clicks"}], [None, None]),
-        ([{"source": ["a"]}, {"source": "clicks"}], [None, None]),
-        ([{"source": f"https://example.org/{i}"} for i in range(300)], [None] * 300),
+        ([{"source": "clicks"}, {"source": None}, {}], [None] * 3, ["clicks", None, None]),
+        ([{"source": "clicks", "slice": "fr"}, {"source": "experts"}], ["fr", None], ["clicks", "experts"]),
+        ([{"source": "clicks"}, {"source": " "}], [None] * 2, ["clicks", None]),
+        ([{"source": 5}, {"source": "clicks"}], [None] * 2, [None] * 2),
+        ([{"source": ["a"]}, {"source": "clicks"}], [None] * 2, [None] * 2),
+        ([{"source": f"https://example.org/{i}"} for i in range(300)], [None] * 300, [None] * 300),
     ],
-    ids=["words", "beside slices", "numbers", "lists", "addresses"],
+    ids=["words", "beside slices", "blank", "numbers", "lists", "addresses"],
 )
-def test_where_labels_come_from_is_a_slice(rows: list[dict[str, object]], slices: list[str | None]) -> None:
-    """A column `source` of a few words, where there is no column `slice`; any other is ignored, and no row refused."""
+def test_where_labels_come_from_is_kept(
+    rows: list[dict[str, object]], slices: list[str | None], sources: list[str | None]
+) -> None:
+    """A column `source` of a few words, beside a column `slice` as well; any other is ignored, and no row refused."""
     body = b"\n".join(json.dumps({"query": f"q {i}", "document": "d", **row}).encode() for i, row in enumerate(rows))
     chunks = list(parse("pairs/a.jsonl", body))
-    assert [one for chunk in chunks for one in chunk.rows["slice"].to_pylist()] == slices
+    for name, wanted in (("slice", slices), ("source", sources)):
+        assert [one for chunk in chunks for one in chunk.rows[name].to_pylist()] == wanted
     assert not any(chunk.rejected for chunk in chunks)

@@ -28,6 +28,7 @@ class Columns(NamedTuple):
     negatives: tuple[str, ...] = ()
     score: str | None = None
     slice: str | None = None
+    source: str | None = None
     scored: bool = False
     """Whether every row needs a score."""
     constant: bool = False
@@ -93,6 +94,7 @@ class Plan:
             negatives=negatives,
             score=score,
             slice=one("slice"),
+            source=one("source"),
             scored=pair.symmetric and not self.judged,
             constant=self.constant,
             title=one("title"),
@@ -190,8 +192,8 @@ class _Decision:
             roles |= dict.fromkeys(self._negatives(), "negatives")
             if "slice" in self._columns:
                 roles["slice"] = "slice"
-            elif self._names_sources():
-                roles["source"] = "slice"
+            if self._names_sources():
+                roles["source"] = "source"
         roles |= self._title()
         if self._survey.kind != "corpus":
             for name in self._unknown(roles):

@@ -251,7 +251,7 @@ def _with_offsets(lists: pa.Array) -> pa.Array:
 
 
 def _names(columns: Columns) -> list[str]:
-    others = (columns.score, columns.slice, columns.title, columns.judgement)
+    others = (columns.score, columns.slice, columns.source, columns.title, columns.judgement)
     parts = (columns.query, columns.document, *columns.negatives, *others)
     return [name for name in parts if name is not None]
 

@@ -25,6 +25,7 @@ PARSED: Final = pa.schema(
         ("negatives", pa.list_(pa.string())),
         ("score", pa.float64()),
         ("slice", pa.string()),
+        ("source", pa.string()),
         ("line", pa.int64()),
     ]
 )
@@ -82,6 +83,7 @@ class Rows:
     negatives: list[list[str]] = field(default_factory=list)
     score: list[float | None] = field(default_factory=list)
     slice: list[str | None] = field(default_factory=list)
+    source: list[str | None] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0
@@ -178,6 +180,8 @@ class Rows:
         self.negatives.append(negatives)
         self.score.append(None if columns.constant else score)
         self.slice.append(cut)
+        source = None if columns.source is None else row[columns.source]
+        self.source.append(source if type(source) is str and source.strip() else None)
         self.line.append(line)
         return None
 
@@ -207,11 +211,11 @@ class Rows:
 
     def chunk(self) -> Chunk:
         """Everything since the last chunk."""
-        columns = [self.query, self.document, self.negatives, self.score, self.slice, self.line]
+        columns = [self.query, self.document, self.negatives, self.score, self.slice, self.source, self.line]
         arrays = [pa.array(column, part.type) for column, part in zip(columns, PARSED, strict=True)]
         done = Chunk(pa.RecordBatch.from_arrays(arrays, schema=PARSED), self.rejected)
-        self.query, self.document, self.negatives, self.score, self.slice, self.line = [], [], [], [], [], []
-        self.rejected, self.size = [], 0
+        self.query, self.document, self.negatives, self.score = [], [], [], []
+        self.slice, self.source, self.line, self.rejected, self.size = [], [], [], [], 0
         return done
 
 
