@@ -49,4 +49,6 @@ def fine_tune(
     scored = steps.score(url, run_id, commit, candidate.version, production, training, gate, work)
     with suppress(Exception):  # logged by Prefect: what is said of the labels decides nothing
         steps.audit(url, run_id, commit, candidate.version, production, training, work)
+    with suppress(Exception):
+        steps.canary(url, run_id, production, training, work)
     return scored

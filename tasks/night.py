@@ -39,6 +39,7 @@ from tasks.records import (
     Candidate,
     Checked,
     CheckSummary,
+    Drift,
     Estimate,
     Moved,
     MovedQuery,
@@ -424,20 +425,40 @@ def audit(
     return run.once(runs.AUDITED, audited)
 
 
+def canary(store: Store, run_id: str, production: str | None, training: Training, work: Path) -> Drift:
+    """Encode the canary's texts with what serves, or the base model, and compare them with its first vectors."""
+    from tasks import encoding
+    from tasks.audit import canary as bird
+
+    run = Run(store, run_id)
+
+    def drift() -> Drift:
+        model = encoding.load(_model(store, production, training.base_model, work))
+        return bird.check(store, run_id, model, run.read(runs.SCORED).production.fingerprint, production)
+
+    return run.once(runs.DRIFT, drift)
+
+
+def canary_failed(store: Store, run_id: str, why: str) -> None:
+    """Note that the canary was not asked, so that the report says so."""
+    Run(store, run_id).once(runs.DRIFT, lambda: Drift(failed=why))
+
+
 def audit_failed(store: Store, run_id: str, why: str) -> None:
     """Note that a night has no audit of its labels, so that its report says so."""
     Run(store, run_id).once(runs.AUDITED, lambda: Audited(failed=why))
 
 
-def _audited(run: Run, verdict: Verdict) -> list[str]:
-    """Which upload probably made a night regress; nothing where that cannot be read: it is no part of the verdict."""
+def _noticed(run: Run, verdict: Verdict) -> list[str]:
+    """Which upload probably made a night regress, and whether vectors drift; nothing where that cannot be read."""
     from tasks.report.labels import blamed
 
     try:
-        found = run.find(runs.AUDITED)
+        found, drift = run.find(runs.AUDITED), run.find(runs.DRIFT)
     except StoreError:
-        return []
-    return blamed(found) if found is not None and verdict == "regressed" else []
+        return []  # it is no part of the verdict
+    said = blamed(found) if found is not None and verdict == "regressed" else []
+    return [*said, *([drift.warning] if drift is not None and drift.warning else [])]
 
 
 def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
@@ -470,7 +491,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
     models = {name: Model(version=side.version, scores=side.scores) for name, side in scored.sides.items()}
     return Judged(
         decision.verdict,
-        [*decision.reasons, *_audited(run, decision.verdict)],
+        [*decision.reasons, *_noticed(run, decision.verdict)],
         candidate=models["candidate"],
         production=models["production"],
         base=models.get("base"),

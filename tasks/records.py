@@ -454,3 +454,40 @@ class Audited:
     uploads: Sequence[UploadAudit] = ()
     too_small: int = 0
     failed: str = ""
+
+
+@dataclass(frozen=True)
+class Canary:
+    """`canary/<fingerprint>.json`: vectors of the canary's texts, as production gave them when it was first seen.
+
+    Attributes:
+        environment: Versions and processors by name.
+        vectors: Float32, little endian, row by row, in base 64.
+    """
+
+    version: str | None
+    run_id: str
+    environment: dict[str, str]
+    dimension: int
+    vectors: str
+
+
+@dataclass(frozen=True)
+class Drift:
+    """`canary.json`: the canary's texts, encoded anew, beside their stored vectors; no verdict depends on it.
+
+    Attributes:
+        since: The run that stored them.
+        least: The least cosine of a text's two vectors.
+        drifted: Texts beyond numeric noise.
+        changed: Versions and processors that have changed.
+        warning: What to do; empty where nothing drifted.
+        failed: Why they were not compared; empty where they were.
+    """
+
+    since: str = ""
+    least: float = 1.0
+    drifted: int = 0
+    changed: Sequence[str] = ()
+    warning: str = ""
+    failed: str = ""

@@ -20,6 +20,7 @@ from tasks.records import (
     Begun,
     Candidate,
     Checked,
+    Drift,
     Published,
     Scored,
     Settings,
@@ -69,6 +70,7 @@ WAITING: Final = File("waiting.json", Waiting)
 APPROVAL: Final = File("approval.json", Approval)
 PUBLISHED_MLFLOW: Final = File("published-mlflow.json", Published)
 PUBLISHED_HUGGINGFACE: Final = File("published-huggingface.json", Published)
+DRIFT: Final = File("canary.json", Drift)
 
 DECISION: Final = "decision.json"
 DATA_DOCS: Final = "data_docs.html"
@@ -82,7 +84,7 @@ CHECKPOINTS: Final = "checkpoints/"
 NAMES: Final = (
     *(file.name for file in (SETTINGS, BEGUN, TAKEN, CHECKED, LEAKS, STARTED, CANDIDATE, SCORED, OUTCOME, ROLLBACK)),
     *(file.name for file in (WAITING, APPROVAL, PUBLISHED_MLFLOW, PUBLISHED_HUGGINGFACE)),
-    AUDITED.name,
+    AUDITED.name, DRIFT.name,
     DECISION, DATA_DOCS, PER_QUERY, TO_JUDGE, GUARDS, SUSPECTS, REPORT, CHECKPOINTS,
 )  # fmt: skip
 """Everything that a run's folder may hold; `docs/store.md` says what each is."""

@@ -248,6 +248,20 @@ def audit(
         return None
 
 
+@task(name="canary", **_LONG)
+def canary(store: str, run_id: str, production: str | None, training: Training, work: str) -> None:
+    """Compare vectors of production with its first ones. Whatever becomes of it, the night goes on."""
+    opened = Store.open(store)
+    try:
+        drift = night.canary(opened, run_id, production, training, Path(work))
+        if drift.warning:
+            get_run_logger().warning("%s", drift.warning)
+    except Exception as error:  # noqa: BLE001 - as above
+        get_run_logger().exception("the canary was not asked")
+        with suppress(StoreError):
+            night.canary_failed(opened, run_id, f"{type(error).__name__}: {error}")
+
+
 @task(name="judge", **_SHORT)
 def judge(store: str, run_id: str, gate: Gate, checks: Checks) -> night.Judged:
     """Decide on what was scored."""

@@ -17,7 +17,7 @@ from tasks import runs
 from tasks.config import DECISIVE, Outcome, Verdict
 from tasks.gate import NEW_DOCUMENTS, Decision
 from tasks.intake import commit_log
-from tasks.records import Audited, Band, Moved, Trained
+from tasks.records import Audited, Band, Drift, Moved, Trained
 from tasks.runs import File, Run
 from tasks.storage import Store
 
@@ -97,6 +97,7 @@ class Material:
         versions: libraries by name.
         numeric_path: how vectors were computed.
         audit: what was found of the labels.
+        drift: production's vectors beside its first ones.
     """
 
     checks: Sequence[Mapping[str, str]] = ()
@@ -117,6 +118,7 @@ class Material:
     versions: Mapping[str, str] = field(default_factory=dict)
     numeric_path: str = ""
     audit: Audited | None = None
+    drift: Drift | None = None
 
 
 def gather(store: Store, outcome: Outcome) -> Material:
@@ -152,6 +154,7 @@ def gather(store: Store, outcome: Outcome) -> Material:
         versions=_versions(),
         numeric_path=scored.numeric_path if scored else "",
         audit=run.find(runs.AUDITED),
+        drift=run.find(runs.DRIFT),
     )
 
 

@@ -25,6 +25,7 @@ SUBJECTS = {
     "encoding": "Scoring two models",
     "ranking": "Exact ranking",
     "gate": "How often the gate promotes",
+    "audit": "How often a bad upload is named",
 }
 """Benchmarks in the order of a night, and what each is about."""
 
