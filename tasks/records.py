@@ -458,7 +458,7 @@ class Audited:
 
 @dataclass(frozen=True)
 class Canary:
-    """`canary/<fingerprint>.json`: vectors of the canary's texts, as production gave them when it was first seen.
+    """`watch/canary/<fingerprint>.json`: vectors of the canary's texts, as production gave them when it was first seen.
 
     Attributes:
         environment: Versions and processors by name.

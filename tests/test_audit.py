@@ -233,3 +233,27 @@ def test_a_night_keeps_its_suspects_and_its_verdict(store: Store, tmp_path: Path
     assert after.verdict == before.verdict
     store.put(Run(store, RUN).key(runs.AUDITED.name), b"not JSON")
     assert night.judge(store, RUN, Gate(), Checks()).reasons == before.reasons
+
+
+def test_suspects_are_printed_with_nothing_that_a_terminal_obeys(
+    store: Store, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """JSON lines of the latest audited run; a run without an audit is an error of usage."""
+    from deployments import cli
+
+    run = Run(store, RUN)
+    bad = UploadAudit("pairs/b\x1b[2J.jsonl", 100, 0.22, True, "For 16 of 100 pairs ...", 0.01)
+    run.once(runs.AUDITED, lambda: Audited(pairs=10, uploads=[bad]))
+    run.put(runs.SUSPECTS, orjson.dumps({"kind": "label", "query": "a\x1b[2Jb"}) + b"\n")
+    monkeypatch.setattr("sys.argv", ["ratchet", "suspects", "--store", store.url])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    said = capsys.readouterr()
+    assert ended.value.code == 0
+    assert json.loads(said.out) == {"kind": "label", "query": "a\x1b[2Jb"}
+    assert "22% of the labels look random, too many for chance" in " ".join(said.err.split())
+    assert "\x1b[2J" not in said.out + said.err
+    monkeypatch.setattr("sys.argv", ["ratchet", "suspects", "20200101T000000Z-00000000", "--store", store.url])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 2

@@ -43,11 +43,11 @@ def test_there_are_64_different_texts() -> None:
 def test_the_same_model_on_the_same_machine_does_not_drift(store: Store, model: SentenceTransformer) -> None:
     """The first night stores the vectors, the second compares: no warning, and nothing is written again."""
     first = canary.check(store, RUN, model, "f" * 64, None)
-    body = store.get(f"canary/{'f' * 64}.json").body
+    body = store.get(f"watch/canary/{'f' * 64}.json").body
     second = canary.check(store, NEXT, model, "f" * 64, None)
     assert (first.warning, second.warning, second.since, second.drifted) == ("", "", RUN, 0)
     assert second.least > 1 - canary.TOLERANCE
-    assert store.get(f"canary/{'f' * 64}.json").body == body
+    assert store.get(f"watch/canary/{'f' * 64}.json").body == body
 
 
 def test_a_tokenizer_that_reads_otherwise_is_a_drift(store: Store, model: SentenceTransformer) -> None:

@@ -72,6 +72,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
     "Look": {
         "rows": looking.rows,
         "quarantine": looking.quarantine,
+        "suspects": looking.suspects,
         "forget": looking.forget,
         "metrics": monitoring.metrics,
         "doctor": looking.doctor,

@@ -13,10 +13,11 @@ from deployments.cli.common import (
     UsageError,
     connect,
     console,
+    errors,
     state_folder,
     store_url,
 )
-from deployments.cli.reading import as_json
+from deployments.cli.reading import as_json, as_line
 from deployments.stack import local
 from deployments.terminal.text import escape
 from tasks.config import BUNDLED_MODEL
@@ -31,6 +32,32 @@ def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
     from tasks.intake import quarantined
 
     show.to(console, show.rejected(quarantined(connect(state, store))))
+
+
+def suspects(
+    run: Annotated[str | None, typer.Argument(help="A run. Default: the latest whose labels were audited.")] = None,
+    store: StoreOption = None,
+    state: StateOption = None,
+) -> None:
+    """Print the labels that people should look at, as JSON lines; what was found of new uploads goes to stderr."""
+    import orjson
+
+    from tasks import runs
+
+    opened = connect(state, store)
+    chosen = (
+        runs.Run(opened, run) if run else next((one for one in runs.backwards(opened) if one.find(runs.AUDITED)), None)
+    )
+    audited = chosen.find(runs.AUDITED) if chosen else None
+    if chosen is None or audited is None:
+        raise UsageError(f"run {run} has no audit of its labels" if run else "no night has audited its labels yet")
+    errors.print(escape(f"{chosen.run_id}: {audited.failed or f'{audited.pairs:,} pairs looked at'}"))
+    for one in audited.uploads:
+        share = "not judged" if one.share is None else f"{one.share:.0%} of the labels look random"
+        errors.print(escape(f"{one.name}: {share}{', too many for chance' if one.named else ''}. {one.why}"))
+    blob = opened.find(chosen.key(runs.SUSPECTS))
+    for line in blob.body.splitlines() if blob else ():
+        typer.echo(as_line(orjson.loads(line)))
 
 
 def rows(

@@ -26,7 +26,12 @@ def as_json(row: Mapping[str, Any]) -> str:
     Characters that a terminal would obey are written as JSON's escapes, which changes nothing of the text.
     """
     names = ("query", "document", "negatives", "score", "slice", "object", "line")
-    text = orjson.dumps({name: row[name] for name in names} | {"negatives": row["negatives"] or []}).decode()
+    return as_line({name: row[name] for name in names} | {"negatives": row["negatives"] or []})
+
+
+def as_line(record: Mapping[str, Any]) -> str:
+    """A record as one line of JSON that is safe to show."""
+    text = orjson.dumps(record).decode()
     if is_safe(text):
         return text
     return "".join(char if is_safe(char) else _escaped(char) for char in text)

@@ -24,7 +24,7 @@ from tasks.storage import Store
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-PREFIX: Final = "canary/"
+PREFIX: Final = "watch/canary/"
 
 TOLERANCE: Final = 1e-5
 """Largest 1 - cosine that is numeric noise. In float32, another shape of the batches and other threads make
