@@ -22,7 +22,7 @@ COMMANDS = {
     *("demo", "tour", "try", "convert", "read", "up", "status"),
     *("init", "deploy", "run", "join", "drain", "resume"),
     *("history", "pull", "rollback", "release", "reindex", "retire", "search"),
-    *("read", "rows", "quarantine", "forget", "metrics", "doctor", "alerts"),
+    *("read", "rows", "quarantine", "suspects", "forget", "metrics", "doctor", "alerts"),
 }
 
 
