@@ -38,7 +38,7 @@ from tasks.gate import Scores, decide
 from tests.benchmarks.gate_results import RESULTS
 from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
-NIGHTS, GOAL_NIGHTS, FALSE_NIGHTS, QUICK_NIGHTS = 100, 200, 1_000, 10
+NIGHTS, GOAL_NIGHTS, FALSE_NIGHTS, QUICK_NIGHTS = 300, 500, 1_000, 10
 """Nights with a true difference, those of a goal, and those without a difference, where what is counted is rare."""
 
 YEARS, QUICK_YEARS = 50, 1
