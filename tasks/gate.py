@@ -7,9 +7,9 @@ be evaluated (a value is missing, NaN, out of range, or says nothing) counts as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from statistics import NormalDist
 from typing import Final, Literal
 
 import numpy as np
@@ -223,7 +223,8 @@ def decide(candidate: Scores, production: Scores, gate: Gate, *, vetoes: Sequenc
     if obstacles == list(vetoes) and vetoes:
         return replace(decision, reasons=("The candidate scores better, but must not serve.", *vetoes, *novelty))
     if obstacles:
-        return replace(decision, reasons=(*obstacles, *_advice(decision), *novelty))
+        advice = _advice(decision, one_document=pair.queries > 1 and not pair.effective > 1)
+        return replace(decision, reasons=(*obstacles, *advice, *novelty))
     lines = [pair.sentence(name, deltas[name]) for name in DECISIVE]
     measured = f"Both were measured on {pair.queries:,} test queries."
     return replace(decision, verdict="promoted", reasons=(*lines, measured, *_left_out(decision), *novelty))
@@ -297,12 +298,22 @@ class _Pair:
         """Clustered standard errors of the decisive metrics."""
         return {name: clustered_error(self.differences[name], self.clusters)[0] for name in DECISIVE}
 
+    @property
+    def effective(self) -> float:
+        """How many witnesses the queries are, those for one document counting together; see `clustered_error`."""
+        return clustered_error(next(iter(self.differences.values())), self.clusters)[1]
+
     def detectable(self, confidence: float) -> dict[str, float]:
-        """(z_confidence + z_power) * error, for decisive metrics whose differences vary."""
-        return {name: _quantiles(confidence) * error for name, error in self.errors().items() if error > 0}
+        """(t_confidence + t_power) * error, for decisive metrics whose differences vary; nothing for one document."""
+        if not self.effective > 1:
+            return {}
+        quantiles = _quantiles(confidence, self.effective - 1)
+        return {name: quantiles * error for name, error in self.errors().items() if error > 0}
 
     def needed(self, confidence: float) -> dict[str, int]:
-        """Queries that would show each of `GAINS`, by gain in points."""
+        """Queries that would show each of `GAINS`, by gain in points, where they ask for as many more documents."""
+        if not self.effective > 1:
+            return {}
         errors = list(self.errors().values())
         found = {gain: queries_for(gain, errors, self.queries, _quantiles(confidence)) for gain in GAINS}
         return {f"{100 * gain:.0f}": count for gain, count in found.items() if count is not None}
@@ -320,13 +331,14 @@ class _Pair:
         return f"{metric_label(name)} {change} ({means}); with {confidence} the true change is {bound}."
 
 
-def _quantiles(confidence: float) -> float:
-    """Standard normal quantiles of the confidence and of the power of each metric, added.
+def _quantiles(confidence: float, freedom: float = math.inf) -> float:
+    """Quantiles of Student's t (of the normal, with endless freedom) of confidence and power of each metric, added.
 
     Both metrics must gain: where they were independent, each would have to be seen sqrt(0.8) of the time, 89%.
     """
-    normal = NormalDist()
-    return normal.inv_cdf(confidence) + normal.inv_cdf(POWER ** (1 / len(DECISIVE)))
+    from scipy.special import stdtrit
+
+    return float(stdtrit(freedom, confidence) + stdtrit(freedom, POWER ** (1 / len(DECISIVE))))
 
 
 def _incomparable(candidate: Scores, production: Scores) -> Iterator[str]:
@@ -506,9 +518,11 @@ def _left_out(decision: Decision) -> Iterator[str]:
         )
 
 
-def _advice(decision: Decision) -> Iterator[str]:
+def _advice(decision: Decision, *, one_document: bool) -> Iterator[str]:
     """What this many test queries can show, and how many other gains need."""
     yield from _left_out(decision)
+    if one_document:
+        yield "All test queries ask for one document, which shows nothing: label queries for more documents."
     if decision.mde:
         gains = " and ".join(f"{_points(gain)} in {metric_label(name)}" for name, gain in decision.mde.items())
         yield f"With {decision.queries:,} test queries, true gains of {gains} would be seen on 8 of 10 nights."

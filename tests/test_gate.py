@@ -302,12 +302,29 @@ def check_detectable_and_needed_follow_the_formula(gate: ModuleType) -> None:
     """99% and 8 of 10 nights for both metrics, so 89% for each: 2.3263 + 1.2505 standard errors."""
     decision = judge(gate, column(400, wins=12, losses=8))
     assert set(decision.mde) == {"recall_at_10", "mrr"}
-    assert abs(decision.mde["mrr"] - 0.0400) < 1e-4, "3.5768 * 0.223663 / sqrt(400)"
+    assert abs(decision.mde["mrr"] - 0.04013) < 1e-5, "3.5882 * 0.223663 / sqrt(400), with 399 degrees of freedom"
     assert gate.queries_for(0.01, [0.01, 0.02], 100, 3.0) == 3600, "(3 * 0.02 / 0.01) squared, times 100"
     assert gate.queries_for(0.01, [0.01, 0.0], 100, 3.0) is None
     clustered = judge(gate, column(400, wins=12, losses=8), clusters=np.arange(400) // 10)
     assert clustered.mde["mrr"] > 1.5 * decision.mde["mrr"]
     assert clustered.needed_queries["1"] > 2 * decision.needed_queries["1"]
+
+
+def check_few_documents_detect_little(gate: ModuleType) -> None:
+    """400 queries for one document show nothing, and it is said; those for four are four witnesses.
+
+    Four clusters, each with five won: an error of sd / sqrt(400), and 4.5407 + 1.5792 with 3 degrees of freedom.
+    """
+    pair = column(400, wins=20)
+    one = judge(gate, pair, clusters=np.zeros(400, dtype=int))
+    assert one.verdict == "held"
+    assert (one.mde, one.needed_queries) == ({}, {})
+    assert any("ask for one document" in reason for reason in one.reasons)
+    four = judge(gate, pair, clusters=np.arange(400) % 4)
+    assert abs(four.mde["mrr"] - 6.1199 * 0.21822 / 20) < 1e-3
+    assert four.needed_queries
+    assert not any("ask for one document" in reason for reason in four.reasons)
+    assert not any("ask for one document" in reason for reason in judge(gate, column(1, wins=1)).reasons)
 
 
 def check_needed_queries_are_those_of_the_harder_metric(gate: ModuleType) -> None:

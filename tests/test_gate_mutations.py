@@ -356,10 +356,26 @@ FAULTS: dict[str, tuple[str, str]] = {
         "if name not in DECISIVE and not delta.value >= 0:",
     ),
     "the detectable gain forgets the power": (
-        "return normal.inv_cdf(confidence) + normal.inv_cdf(POWER ** (1 / len(DECISIVE)))",
-        "return normal.inv_cdf(confidence)",
+        "float(stdtrit(freedom, confidence) + stdtrit(freedom, POWER ** (1 / len(DECISIVE))))",
+        "float(stdtrit(freedom, confidence))",
     ),
-    "the power is that of one metric": ("normal.inv_cdf(POWER ** (1 / len(DECISIVE)))", "normal.inv_cdf(POWER)"),
+    "the power is that of one metric": ("stdtrit(freedom, POWER ** (1 / len(DECISIVE)))", "stdtrit(freedom, POWER)"),
+    "few documents detect as much as many": (
+        "quantiles = _quantiles(confidence, self.effective - 1)",
+        "quantiles = _quantiles(confidence)",
+    ),
+    "one document detects a gain": (
+        "        if not self.effective > 1:\n            return {}\n        quantiles = _quantiles(confidence, self",
+        "        quantiles = _quantiles(confidence, self",
+    ),
+    "more queries for one document would do": (
+        "        if not self.effective > 1:\n            return {}\n        errors",
+        "        errors",
+    ),
+    "that there is one document is not said": (
+        "one_document=pair.queries > 1 and not pair.effective > 1",
+        "one_document=False",
+    ),
     "the needed queries are those of the easier metric": (
         "return max(math.ceil(",
         "return min(math.ceil(",

@@ -125,3 +125,12 @@ def test_the_report_shows_what_guard_sets_say() -> None:
         assert "&lt;b&gt;|broken" in page
         assert "3 of the 50 queries of general are training queries as well" in page
     assert "uard sets" not in html(report_cases.outcome("promoted"))
+
+
+def test_a_held_candidate_that_scores_better_is_not_called_otherwise() -> None:
+    """A guard set, the serving check or a slice holds it: then the headline must not say that it is no better."""
+    bounds = {name: Delta(value=0.1, low=0.05, high=0.15, confidence=0.99) for name in ("recall_at_10", "mrr")}
+    assert "scores better, but is held" in markdown(_outcome(verdict="held", deltas=bounds))
+    bounds["mrr"] = Delta(value=0.1, low=0.0, high=0.15, confidence=0.99)
+    for deltas in (bounds, {}):
+        assert "not significantly better" in markdown(_outcome(verdict="held", deltas=deltas))

@@ -18,7 +18,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 from markupsafe import Markup
 
-from tasks.config import METRIC_LABELS, TARGETS, Delta, GuardResult, Outcome
+from tasks.config import DECISIVE, METRIC_LABELS, TARGETS, Delta, GuardResult, Outcome
 from tasks.records import Candidate, Trained
 from tasks.report import charts
 from tasks.report.material import Material
@@ -42,7 +42,9 @@ _HEADLINES: Final = {
 
 def _headline(outcome: Outcome) -> str:
     """The verdict in one sentence. That production stays is said only where it did."""
-    text = _HEADLINES[outcome.verdict]
+    bounds = [outcome.deltas[name].low for name in DECISIVE if name in outcome.deltas]
+    better = outcome.verdict == "held" and len(bounds) == len(DECISIVE) and min(bounds) > 0
+    text = "The candidate scores better, but is held; production stays." if better else _HEADLINES[outcome.verdict]
     if not outcome.production_known:
         return text.replace("production stays", "what serves could not be read")
     if outcome.verdict == "promoted" or outcome.production_before == outcome.production_after:
