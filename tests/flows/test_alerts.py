@@ -32,7 +32,7 @@ from tasks.report import Evidence, Fallen, messages
 from tasks.runs import Run, run_id
 from tasks.scoring import serving
 from tasks.storage import Store
-from tests import tiny_models
+from tests import mail, tiny_models
 from tests.flows.conftest import SETTINGS
 from tests.flows.receiver import Receiver
 
@@ -227,6 +227,38 @@ def test_a_channel_that_takes_no_test_alert_is_named(
     assert refused.returncode == 1
     assert "refuses the credentials" in refused.stderr
     assert "Traceback" not in refused.stderr
+
+
+def test_mail_arrives_through_the_server(hook: Receiver, client: SyncPrefectClient, on_stack: local.Stack) -> None:
+    """Each recipient gets the text of a test alert; a mail server that refuses, and one that is away, are failures."""
+    to = ("ann@example.org", "bob@example.org")
+    channel = Channel(kind="smtp", secret_env="MAIL", sender="ratchet@example.org", recipients=to, only=("blocked",))
+    settings = Settings(channels={"post": channel})
+    with mail.running() as server:
+        environment = {**on_stack.environment(), "MAIL": f"smtp://127.0.0.1:{server.port}"}
+        deploy.deploy(settings, environment=environment)
+        tested = _ratchet(on_stack, "alerts", "test")
+        assert tested.returncode == 0, tested.stdout + tested.stderr
+    assert re.search(r"sent +blocked +to post$", tested.stdout, re.MULTILINE)  # by the server, not directly
+    assert sorted(one.recipient for one in server.mails) == sorted(to)
+    expected = (
+        "This is a test of the alert 'blocked'; nothing has happened. It is sent when a critical data check failed. "
+        "What to do then is in docs/alerts.md."
+    )
+    for one in server.mails:
+        assert (one.subject, one.body, one.kind) == ("[TEST] Ratchet: blocked", expected, "text/plain")
+    away = _ratchet(on_stack, "alerts", "test")
+    assert away.returncode == 1
+    assert "failed  blocked      to post: the channel did not accept it" in away.stdout
+    with mail.running(refused=to[0]) as server:
+        deploy.deploy(settings, environment={**environment, "MAIL": f"smtp://127.0.0.1:{server.port}"})
+        refusing = _ratchet(on_stack, "alerts", "test")
+    assert refusing.returncode == 1
+    assert [one.recipient for one in server.mails] == [to[1]]
+    document = client.read_block_document_by_name("ratchet-post", "slack-webhook")
+    assert "127.0.0.1" not in document.model_dump_json()
+    deploy.deploy(SETTINGS, environment={**on_stack.environment(), "HOOK": hook.url})
+    client.delete_block_document(document.id)
 
 
 def test_a_test_notices_an_alert_that_no_night_triggers(

@@ -13,9 +13,11 @@ from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
+from prefect.states import AwaitingRetry
 
 import flows.approval
 import flows.retrain
@@ -25,8 +27,9 @@ from tasks import approval, night, registry, runs
 from tasks.config import Gate, Model, Outcome
 from tasks.runs import Run
 from tasks.storage import Store
-from tests import hub
-from tests.flows.nights import wait_for
+from tests import hub, prefect_ui
+from tests.browser import chromium
+from tests.flows.nights import final, new_night, processes, wait_for
 from tests.flows.receiver import Receiver
 from tests.models import published
 
@@ -212,3 +215,60 @@ def test_publishing_comes_after_the_verdict_and_cannot_change_it(
     assert night_store.get("production.json").body == pointer
     assert night_store.get(f"runs/{outcome.run_id}/outcome.json").body == written
     assert Run(night_store, outcome.run_id).read(runs.PUBLISHED_HUGGINGFACE).version == better
+
+
+def _api(stack: local.Stack) -> httpx.Client:
+    user, _, password = stack.password_file.read_text().strip().partition(":")
+    return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=20, trust_env=False)
+
+
+def test_a_person_approves_in_the_ui(on_stack: local.Stack, tmp_path: Path) -> None:
+    """A whole night by its deployment: its page shows the paused run, Resume the form with figures, and it promotes."""
+    made = new_night(on_stack)
+    run = made.start(gate={"approval_hours": 1})
+    run_id = wait_for("the candidate to wait", lambda: _waits(made.store))
+    with chromium() as browser, prefect_ui.signed_in(browser, on_stack, tmp_path) as page, _api(on_stack) as api:
+        wanted = {"flow_runs": {"name": {"any_": [f"approve-{run_id}"]}, "state": {"name": {"any_": ["Paused"]}}}}
+        (paused,) = wait_for("the form", lambda: api.post("flow_runs/filter", json=wanted).json())
+        page.goto(f"{on_stack.ui_url}/v2/runs/flow-run/{paused['id']}")
+        page.get_by_role("button", name="Open menu").click()
+        page.get_by_role("menuitem", name="Resume").click()
+        form = page.get_by_role("dialog")
+        expect(form).to_contain_text("passed the gate against the base model", timeout=prefect_ui.PATIENCE)
+        expect(form.get_by_role("cell", name="Recall@10")).to_be_visible()
+        form.get_by_role("combobox").click()
+        page.get_by_role("option", name="approve", exact=True).click()
+        form.get_by_label("name").fill("Ada")
+        form.get_by_label("comment").fill("looks <b>right</b>")
+        form.get_by_role("button", name="Resume").click()
+        expect(form).not_to_be_visible(timeout=prefect_ui.PATIENCE)
+        wait_for("the end of the night", lambda: api.get(f"flow_runs/{run}").json()["state"]["type"] == "COMPLETED")
+    outcome = made.assert_promoted(run)
+    assert outcome.approval is not None
+    assert (outcome.approval.by, outcome.approval.comment) == ("Ada", "looks <b>right</b>")
+    report = made.store.get(f"runs/{outcome.run_id}/report.html").body.decode()
+    assert "looks &lt;b&gt;right&lt;/b&gt;" in report
+    (change,) = registry.history(made.store)
+    assert change.approval == outcome.approval
+
+
+@pytest.mark.slow
+def test_a_night_killed_while_it_waits_is_retried_in_the_ui(on_stack: local.Stack, client: SyncPrefectClient) -> None:
+    """An answer that came while nobody waited counts: the next attempt trains nothing again, and promotes."""
+    made = new_night(on_stack)
+    run = made.start(gate={"approval_hours": 1})
+    run_id = wait_for("the candidate to wait", lambda: _waits(made.store))
+    until = Run(made.store, run_id).read(runs.WAITING).until
+    for process in processes(on_stack, run):
+        process.kill()
+    assert final(client, run) == "Crashed"
+    approval.answer(made.store, run_id, "approved", by="Ada")
+    trained = made.store.get(f"runs/{run_id}/train.json").etag
+    client.set_flow_run_state(run, AwaitingRetry())  # what the button in the UI does
+    wait_for("the second attempt", lambda: client.read_flow_run(run).run_count == 2)
+    assert final(client, run) == "Completed"
+    outcome = made.assert_promoted(run)
+    assert outcome.approval is not None
+    assert outcome.approval.by == "Ada"
+    assert Run(made.store, run_id).read(runs.WAITING).until == until
+    assert made.store.get(f"runs/{run_id}/train.json").etag == trained
