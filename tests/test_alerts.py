@@ -15,6 +15,7 @@ from deployments.server.settings import Channel
 from tasks import alerts, scoring
 from tasks.config import Delta, Model, Outcome, Pending, Refused
 from tasks.intake import take_in
+from tasks.publishing import Result
 from tasks.report import Evidence, Fallen, evidence
 from tasks.report.messages import LONGEST, message, plain, quote
 from tasks.runs import Run
@@ -238,3 +239,18 @@ def test_an_object_that_three_nights_could_not_read_is_told_once(monkeypatch: py
     assert "AccessDenied" in text
     assert "<" not in text
     assert "https://prefect/run" in text
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_what_a_registry_answers_is_plain_in_the_alert(hostile: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes from outside; tried again the same event is sent, so the server tells it once."""
+    sent: list[Any] = []
+    monkeypatch.setattr(alerts, "_deliver", sent.append)
+    for _ in range(2):
+        alerts.announce_unpublished("s3://b", Result("mlflow", "search", "c" * 32, 3, error=f"answer: {hostile}"))
+    text = sent[0].payload["message"]
+    assert sent[0].id == sent[1].id
+    assert sent[0].event == "ratchet.publishing.failed"
+    assert "version cccc" in text
+    assert not set("<>[]|{}") & set(text)
+    assert len(text) <= LONGEST

@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
+from deployments.places import DEPLOYMENTS
+from deployments.server import deploy
 from deployments.server.settings import Settings, SettingsError, load
+from tasks.config import Gate
 
 
 def _load(tmp_path: Path, text: str) -> Settings:
@@ -105,3 +108,12 @@ def test_every_field_is_described() -> None:
 
     for model in [*models(Settings), Channel]:
         assert all(field.description for field in model.model_fields.values()), model
+
+
+def test_the_gate_of_scheduled_nights_is_in_the_file() -> None:
+    """What differs from the defaults goes to retrain/nightly alone; without it that has no such parameter."""
+    for gate, expected in ((Gate(), None), (Gate(approval_hours=12), {"approval_hours": 12.0})):
+        wanted = deploy.read(DEPLOYMENTS, Settings(gate=gate))
+        given = {one["entrypoint"]: one["parameters"].get("gate") for one in wanted["deployments"]}
+        assert given.pop("flows.retrain.retrain") == expected
+        assert set(given.values()) == {None}
