@@ -153,6 +153,13 @@ class Training(Parameters):
         "the cached vectors of what serves, so that an index stays as it is.",
     )
 
+    average_weights: bool = _field(
+        False,
+        23,
+        "Save the best on dev of the tuned weights and their averages with those that training started from: 1, 3/4 "
+        "and 1/2 of the way.",
+    )
+
     @field_validator("matryoshka_dims")
     @classmethod
     def _distinct_and_descending(cls, dims: tuple[int, ...]) -> tuple[int, ...]:

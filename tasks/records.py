@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 from tasks.config import Checks, Gate, Limits, Pending, Refused, Training
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Side = Literal["both", "query"]
 
 
 @dataclass(frozen=True)
@@ -144,11 +145,13 @@ class Plan:
         start: "base", or the version whose weights are gone on from.
         since: Rows of later commits are new to that version; 0 from base, which trains on all.
         why: One sentence for the report.
+        side: What is trained; `both` where a full fine-tuning is due, whatever the settings say.
     """
 
     start: str
     since: int
     why: str
+    side: Side = "both"
 
 
 @dataclass(frozen=True)
@@ -236,7 +239,10 @@ class Trained:
         estimate: What it was expected to take; seconds, dollars: what it took.
         peak_memory: Bytes.
         device: What computed it, by name; empty in runs of older versions.
-        cuts: Documents that were cut; None in runs of older versions.
+        cuts: Documents that were cut; None in runs of older versions, and where none was encoded.
+        side: What was trained.
+        alpha: Share of the way from the weights started from to the tuned ones that was saved.
+        averaged: Dev MRR by that share, where averages were tried.
     """
 
     steps: int
@@ -264,6 +270,9 @@ class Trained:
     peak_memory: int
     device: str = ""
     cuts: Cuts | None = None
+    side: Side = "both"
+    alpha: float = 1.0
+    averaged: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -274,6 +283,12 @@ class Origin:
     started_from: str
     base: str
     commit: int
+    side: Side = "both"
+
+    @property
+    def full(self) -> bool:
+        """Whether both sides were trained, from the base model."""
+        return self.started_from == "base" and self.side == "both"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import document_identity, fingerprint, weights_hash
 from tasks.encoding.model import LEAST_VERSIONS, Served, load, resolve_model, served, transformers_of
 from tasks.encoding.numeric_path import PARITY, Measurement, choose_path, fastest, least_cosine, measure_paths
+from tasks.encoding.routes import pipeline
 from tasks.encoding.tokens import Padding, Role, Tokens, padding, prompt_for, tokenise
 
 __all__ = [
@@ -58,6 +59,7 @@ __all__ = [
     "out_of_memory",
     "padding",
     "path_named",
+    "pipeline",
     "prompt_for",
     "put_aside",
     "release",

@@ -21,7 +21,7 @@ import numpy as np
 
 from tasks.encoding.device import moved, out_of_memory, release
 from tasks.encoding.folder import ModelError
-from tasks.encoding.identity import fingerprint
+from tasks.encoding.identity import document_identity, fingerprint
 from tasks.encoding.model import load, reads_by_transformer, served
 from tasks.encoding.tokens import Role, Tokens, prompt_for, tokenise
 from tasks.threads import one_thread_each
@@ -101,16 +101,26 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class ModelEncoder:
-    """A loaded model on one numeric path; `fingerprint` is that of the folder it was loaded from."""
+    """A loaded model on one numeric path.
+
+    `fingerprint` is that of the folder it was loaded from, `documents` what its document vectors depend on: models
+    with the same share the cached vectors of documents.
+    """
 
     model: SentenceTransformer
     fingerprint: str
     path: NumericPath
+    documents: str = ""
 
     @classmethod
     def open(cls, folder: Path, path: NumericPath, *, device: str | None = None) -> ModelEncoder:
         """Load a model's folder and take its fingerprint."""
-        return cls(load(folder, device), fingerprint(folder), path)
+        return cls.of(folder, load(folder, device), path)
+
+    @classmethod
+    def of(cls, folder: Path, model: SentenceTransformer, path: NumericPath) -> ModelEncoder:
+        """A model that was loaded from a folder."""
+        return cls(model, fingerprint(folder), path, document_identity(folder))
 
     @property
     def dimension(self) -> int:
@@ -127,7 +137,7 @@ class ModelEncoder:
         import transformers
 
         facts = {
-            "fingerprint": self.fingerprint,
+            "fingerprint": (role == "document" and self.documents) or self.fingerprint,
             "path": self.path.name,
             "role": role,
             "prompt": prompt_for(self.model, role),

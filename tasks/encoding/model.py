@@ -155,11 +155,18 @@ def served(model: SentenceTransformer) -> Served:
     length = model.max_seq_length
     return Served(
         dimension=int(dimension),
-        normalisation="l2" if any(type(module).__name__ == "Normalize" for module in model) else "none",
+        normalisation="l2" if any(_normalises(module) for module in model) else "none",
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
         max_length=None if length is None or length >= _NO_LIMIT else int(length),
         similarity=model.similarity_fn_name,
     )
+
+
+def _normalises(module: Any) -> bool:
+    """Whether a module gives vectors of length 1: of a router each route must."""
+    if type(module).__name__ == "Router":
+        return all(any(_normalises(inner) for inner in route) for route in module.sub_modules.values())
+    return type(module).__name__ == "Normalize"
 
 
 def transformers_of(model: SentenceTransformer) -> list[Transformer]:

@@ -2,8 +2,10 @@
 
 from tasks.records import Estimate, Plan, Trained
 from tasks.training.checkpoints import Checkpoints
+from tasks.training.corpus import Documents
 from tasks.training.fine_tune import train
 from tasks.training.plan import BASE
+from tasks.training.query_side import known_documents
 from tasks.training.rehearsal import rehearse
 from tasks.training.rendezvous import Rendezvous
 from tasks.training.result import TrainingError
@@ -13,12 +15,14 @@ __all__ = [
     "BASE",
     "FROM_BASE",
     "Checkpoints",
+    "Documents",
     "Estimate",
     "Plan",
     "Rendezvous",
     "Start",
     "Trained",
     "TrainingError",
+    "known_documents",
     "rehearse",
     "train",
 ]

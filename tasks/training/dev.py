@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from tasks.records import DevScore
-from tasks.training.embedder import Embedder, Texts
+from tasks.training.embedder import Column, Embedder, Texts
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 MIN_QUERIES: Final = 8
 """With fewer dev queries their scores are chance, and the last step's model is taken."""
+
+MOST_DOCUMENTS: Final = 1 << 16
+"""Documents that are ranked where their vectors are known."""
 
 
 class Dev:
@@ -34,20 +38,31 @@ class Dev:
         documents: the whole corpus.
         texts: how many texts one evaluation may encode.
         seed: of the sample.
+        vectors: of the documents, shape (at least len(documents), d), where these are not encoded.
     """
 
-    def __init__(
-        self, model: SentenceTransformer, dev: EvaluationSet, documents: Sequence[str], texts: int, seed: int
+    def __init__(  # what is sampled, from what, and how much
+        self,
+        model: SentenceTransformer,
+        dev: EvaluationSet,
+        documents: Sequence[str],
+        texts: int,
+        seed: int,
+        vectors: npt.NDArray[np.float32] | None = None,
     ) -> None:
         rng = np.random.default_rng([seed, 1])
-        chosen = np.sort(rng.permutation(len(dev.queries))[: max(MIN_QUERIES, texts // 3)])
+        share = texts // 3 if vectors is None else texts
+        chosen = np.sort(rng.permutation(len(dev.queries))[: max(MIN_QUERIES, share)])
         relevant = np.unique(np.concatenate([dev.relevant[query] for query in chosen]))
         others = np.setdiff1d(np.arange(len(documents)), relevant)
-        distractors = rng.permutation(others)[: max(0, texts - len(chosen) - len(relevant))]
+        room = texts - len(chosen) if vectors is None else MOST_DOCUMENTS
+        distractors = rng.permutation(others)[: max(0, room - len(relevant))]
         corpus = np.sort(np.concatenate([relevant, distractors]))
         self._relevant = [np.searchsorted(corpus, np.unique(dev.relevant[query])) for query in chosen]
         self._queries = Texts(model, [dev.queries[query] for query in chosen], "query")
-        self._documents = Texts(model, [documents[number] for number in corpus], "document")
+        self._documents = (
+            Texts(model, [documents[number] for number in corpus], "document") if vectors is None else vectors[corpus]
+        )
         self.queries = len(chosen)
         self.documents = len(corpus)
 
@@ -55,10 +70,12 @@ class Dev:
         """Recall@10 and MRR of the model as it is now."""
         from tasks.ranking import metrics, relevant_ranks, summary
 
+        columns: list[Column] = [(self._queries, np.arange(self.queries))]
+        if isinstance(self._documents, Texts):
+            columns.append((self._documents, np.arange(self.documents)))
         with torch.no_grad():
-            queries, documents = embedder.embed(
-                (self._queries, np.arange(self.queries)), (self._documents, np.arange(self.documents))
-            )
-        ranks = relevant_ranks(queries.cpu().numpy(), documents.cpu().numpy(), self._relevant)
+            vectors = [found.cpu().numpy() for found in embedder.embed(*columns)]
+        queries, documents = vectors if isinstance(self._documents, Texts) else (vectors[0], self._documents)
+        ranks = relevant_ranks(queries, documents, self._relevant)
         means = summary(metrics(ranks))
         return DevScore(step, means["recall_at_10"], means["mrr"])

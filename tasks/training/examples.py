@@ -109,6 +109,10 @@ class Examples:
         """The key of each of `documents`: spellings of one document share it."""
         return np.array(self._document_keys, np.int64)
 
+    def answers_of(self, query: int) -> set[int]:
+        """Keys of all that is known to answer a query, given by its number in `queries`."""
+        return self._known.get(self._query_keys[query], set())
+
     def answers(self, row: int) -> set[int]:
         """Keys of what can be no new negative of a row: all that answers its query, and the negatives it has."""
         query, _, negatives, _ = self._rows[row]

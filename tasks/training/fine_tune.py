@@ -24,8 +24,9 @@ from pydantic import TypeAdapter
 from tasks.config import Training
 from tasks.encoding import Role, encode
 from tasks.records import Estimate, Trained
-from tasks.training import cuts, hardware, mining, model_card, saving
+from tasks.training import cuts, hardware, mining, model_card, query_side, saving
 from tasks.training.checkpoints import Checkpoints
+from tasks.training.corpus import Corpus, Documents
 from tasks.training.examples import Examples
 from tasks.training.job import Job
 from tasks.training.launch import ProcessesFailedError, launch
@@ -33,7 +34,7 @@ from tasks.training.loop import Loop
 from tasks.training.mining import Vectors
 from tasks.training.plan import BASE
 from tasks.training.processes import ALONE, Group
-from tasks.training.rehearsal import rehearse, rehearse_forward
+from tasks.training.rehearsal import rehearse, rehearse_forward, rehearse_joined
 from tasks.training.rendezvous import Rendezvous, RendezvousError
 from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start, dimensions, open_start, restore_attention
@@ -57,6 +58,7 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
     folder: Path,
     *,
     start: Start = FROM_BASE,
+    against: Documents | None = None,
     commit: int | None = None,
     on_progress: Progress | None = None,
     on_estimate: Callable[[Estimate], None] | None = None,
@@ -72,6 +74,9 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
         training: the settings.
         folder: must not exist, or be empty. Of several nodes only the one whose process leads saves there.
         start: the model to start from, where that is not the base model.
+        against: what the query side is trained against, and whose encoder of documents is kept; None: the base model's
+            documents. A query encoder that starts from `BASE` begins as the encoder of documents, another as the
+            queries' encoder of what the documents are of.
         commit: the data commit, for the model card.
         on_progress: called after each step.
         on_estimate: called once before the first step with the expected duration and cost.
@@ -81,6 +86,7 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
     Raises:
         TrainingError: before anything is computed, for an unusable base model, settings that contradict each other
             or the model, and rows that cannot be trained on; later, when the loss is not a number.
+        ModelError: likewise, where the query side of a model cannot be trained alone.
     """
     began = time.time()
     _examples(train, training)
@@ -104,12 +110,20 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
             "lower training.processes"
         )
     alone = training.processes == training.nodes == 1
-    rehearse(training, start, None if alone else "cpu")
-    job = Job(train, dev, documents, training, start, folder, commit, checkpoints, began)
-    if alone:
-        return run(ALONE, report, job)
-    dimensions(open_start(training, start, "cpu"), training)  # what is wrong with these is said once, here
-    return _launched(job, report, rendezvous)
+    device = None if alone else "cpu"
+    with TemporaryDirectory(prefix="ratchet-queries-") as scratch:
+        if training.side == "query":
+            against = against or query_side.known_documents(start.path(training), documents, train)
+            role: Role = "document" if start.name == BASE else "query"
+            start = Start(start.name, query_side.encoder_of(against.folder, role, Path(scratch) / "queries"))
+        rehearse(training, start, device)
+        if against is not None and start.folder is not None:
+            rehearse_joined(start.folder, against.folder, start.described(training), device)
+        job = Job(train, dev, documents, training, start, folder, commit, checkpoints, began, against)
+        if alone:
+            return run(ALONE, report, job)
+        dimensions(open_start(training, start, "cpu"), training)  # what is wrong with these is said once, here
+        return _launched(job, report, rendezvous)
 
 
 def _launched(job: Job, report: Callable[..., None], rendezvous: Rendezvous | None) -> Trained:
@@ -139,12 +153,16 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
     model = open_start(training, job.start)
     examples, mined = _examples(job.rows, training), 0
     if training.hard_negatives:
-        rows, mined = _mined(job.rows, examples, training, model, group)
+        rows, mined = _mined(job, examples, model, group)
         examples = Examples(rows, triplets=training.loss == "triplet")
-    documents = list(dict.fromkeys([*job.documents, *examples.documents]))
-    cut = cuts.measure(model, documents, training.max_length)
-    loop = Loop(model, job.start, examples, training, began, group)
-    columns = ((loop.queries, examples.queries), (loop.documents, examples.documents))
+    corpus = cut = None
+    if job.against is None:
+        documents = list(dict.fromkeys([*job.documents, *examples.documents]))
+        cut = cuts.measure(model, documents, training.max_length)
+    else:
+        corpus = Corpus(job.against, examples, dimensions(model, training), training.seed)
+    loop = Loop(model, job.start, examples, training, began, group, corpus)
+    columns = list(zip(loop.texts, (examples.queries, examples.documents), strict=False))
     rehearse_forward(loop.embedder, columns, job.start.described(training))
     if job.checkpoints is not None:
         loop.resume(job.checkpoints)
@@ -154,8 +172,20 @@ def run(group: Group, report: Callable[..., None], job: Job) -> Trained:
     if group.leads:
         restore_attention(model)
         card = model_card.text(FROM_BASE.path(training), training, trained, job.commit)
-        saving.save(model, job.folder, card, job.start.described(training))
+        _save(model, job, card)
     return trained
+
+
+def _save(model: SentenceTransformer, job: Job, card: str) -> None:
+    """The model as a folder; a query encoder beside the documents that it was trained against."""
+    described = job.start.described(job.training)
+    if job.against is None:
+        saving.save(model, job.folder, card, described)
+        return
+    with TemporaryDirectory(prefix="ratchet-queries-") as scratch:
+        saving.save(model, Path(scratch) / "queries", card, described)
+        query_side.join(Path(scratch) / "queries", job.against.folder, job.folder)
+    (job.folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def _examples(train: pa.Table, training: Training) -> Examples:
@@ -173,21 +203,20 @@ def _examples(train: pa.Table, training: Training) -> Examples:
     return examples
 
 
-def _mined(
-    train: pa.Table, examples: Examples, training: Training, model: SentenceTransformer, group: Group
-) -> tuple[pa.Table, int]:
+def _mined(job: Job, examples: Examples, model: SentenceTransformer, group: Group) -> tuple[pa.Table, int]:
     """Add hard negatives, found with the model that training starts from.
 
     Each process encodes its share. The leader alone ranks: on another processor a near-tie may end differently, and
     then the processes would train different batches.
     """
     queries = _vectors(model, examples.queries, "query", group)
-    documents = _vectors(model, examples.documents, "document", group)
-    count = training.hard_negatives
-    found = torch.full((train.num_rows, count), -1, dtype=torch.int64)
+    known = job.against
+    documents = known.of(examples.documents) if known else _vectors(model, examples.documents, "document", group)
+    count = job.training.hard_negatives
+    found = torch.full((job.rows.num_rows, count), -1, dtype=torch.int64)
     if group.leads:
-        found = torch.from_numpy(mining.find(train, examples, queries, documents, count))
-    return mining.add(train, examples, group.share(found).numpy())
+        found = torch.from_numpy(mining.find(job.rows, examples, queries, documents, count))
+    return mining.add(job.rows, examples, group.share(found).numpy())
 
 
 def _vectors(model: SentenceTransformer, texts: Sequence[str], role: Role, group: Group) -> Vectors:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from tasks.config import Training
 from tasks.storage import Store
 from tasks.training.checkpoints import Checkpoints
+from tasks.training.corpus import Documents
 from tasks.training.start import Start
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ _SETTINGS: Final = "job.json"
 _ROWS: Final = "rows.parquet"
 _DEV: Final = "dev.parquet"
 _DOCUMENTS: Final = "documents.parquet"
+_AGAINST: Final = "against.parquet"
+_VECTORS: Final = "against.npy"
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class Job:
         commit: the data commit, for the model card.
         checkpoints: where checkpoints are kept, or None.
         began: when the run began, in seconds since the epoch.
+        against: the documents of a training of the query side alone.
     """
 
     rows: pa.Table
@@ -51,6 +55,7 @@ class Job:
     commit: int | None
     checkpoints: Checkpoints | None
     began: float
+    against: Documents | None = None
 
     def write(self, folder: Path) -> None:
         """Write the job into an empty folder, as JSON and Parquet."""
@@ -64,6 +69,9 @@ class Job:
                 "golden": pa.array(self.dev.golden, pa.bool_()),
             }
             pq.write_table(pa.table(columns), folder / _DEV)
+        if self.against is not None:
+            pq.write_table(pa.table({"text": pa.array(self.against.texts, pa.string())}), folder / _AGAINST)
+            np.save(folder / _VECTORS, self.against.vectors, allow_pickle=False)
         settings = {
             "training": self.training.model_dump(mode="json"),
             "start": {"name": self.start.name, "folder": None if self.start.folder is None else str(self.start.folder)},
@@ -71,6 +79,7 @@ class Job:
             "commit": self.commit,
             "checkpoints": None if self.checkpoints is None else [self.checkpoints.url, self.checkpoints.prefix],
             "began": self.began,
+            "against": None if self.against is None else [str(self.against.folder), self.against.identity],
             "excluded": None if self.dev is None else self.dev.excluded,
         }
         (folder / _SETTINGS).write_text(json.dumps(settings), encoding="utf-8")
@@ -90,7 +99,16 @@ class Job:
             commit=settings["commit"],
             checkpoints=None if kept is None else Checkpoints(Store.open(kept[0]), kept[1]),
             began=settings["began"],
+            against=_read_against(folder, settings["against"]),
         )
+
+
+def _read_against(folder: Path, settings: list[str] | None) -> Documents | None:
+    if settings is None:
+        return None
+    texts = pq.read_table(folder / _AGAINST)["text"].to_pylist()
+    vectors = np.load(folder / _VECTORS, allow_pickle=False)
+    return Documents(Path(settings[0]), settings[1], texts, vectors)
 
 
 def _read_dev(path: Path, excluded: int) -> EvaluationSet:

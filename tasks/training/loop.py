@@ -21,10 +21,11 @@ from tasks.config import NOT_COMPUTED, Training
 from tasks.encoding import fingerprint
 from tasks.records import DevScore, Estimate, Trained
 from tasks.storage import StoreError
-from tasks.training import hardware, losses
+from tasks.training import averaging, hardware, losses
 from tasks.training.checkpoints import Checkpoint, Checkpoints
+from tasks.training.corpus import Corpus
 from tasks.training.dev import MIN_QUERIES, Dev
-from tasks.training.embedder import Texts, probes
+from tasks.training.embedder import Column, Texts, probes
 from tasks.training.examples import Batch, Examples, order
 from tasks.training.memory import measure
 from tasks.training.processes import Group
@@ -75,6 +76,7 @@ class Loop:
         training: the settings.
         began: `time.perf_counter()` when the run began, loading included.
         group: this process's place among those that train together.
+        corpus: the documents that queries are trained against, where these are trained alone; `model` encodes queries.
     """
 
     def __init__(
@@ -85,8 +87,10 @@ class Loop:
         training: Training,
         began: float,
         group: Group,
+        corpus: Corpus | None = None,
     ) -> None:
         self.model = model
+        self.corpus = corpus
         self.group = group
         self.examples = examples
         self.training = training
@@ -98,6 +102,7 @@ class Loop:
         self.pairs = 0
         self.best: dict[str, Tensor] | None = None
         self.best_step = 0
+        self.averaged: dict[float, float] = {}  # share of the way to the tuned weights -> dev MRR
         self.resumed = 0
         self.stopped: str | None = None
         self.cached = False
@@ -108,9 +113,10 @@ class Loop:
 
         torch.manual_seed(training.seed)  # with dropout off, normally nothing is drawn from it
         self._restore_length = shorten(model, training.max_length)
-        self.queries = Texts(model, examples.queries, "query")
-        self.documents = Texts(model, examples.documents, "document")
-        self.embedder = embedder(model, (self.queries, self.documents), training, group)
+        self.texts = [Texts(model, examples.queries, "query")]
+        if corpus is None:
+            self.texts.append(Texts(model, examples.documents, "document"))
+        self.embedder = embedder(model, self.texts, training, group)
         self.parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
         self.optimizer = torch.optim.AdamW(
             self.parameters, lr=training.learning_rate, weight_decay=0.0, fused=model.device.type in ("cpu", "cuda")
@@ -152,7 +158,7 @@ class Loop:
 
         Raises TrainingError where not even the weights and the optimiser's state fit.
         """
-        columns = ((self.queries, batch.queries), (self.documents, batch.documents))
+        columns = self._columns(batch)
         probed = probes(self.embedder, columns)
         try:
             needed = measure(self.model, probed, recomputed=self.training.gradient_checkpointing)
@@ -207,7 +213,26 @@ class Loop:
             self.best_step = len(self.losses)
         elif self.best_step < len(self.losses):
             self.model.load_state_dict(self.best)
+        if scored and self.training.average_weights:
+            self._average(scored)
         self._restore_length()
+
+    def _average(self, dev: Dev) -> None:
+        """Let the model hold the average of its weights and those it started from that is best on dev."""
+        tuned = _on_cpu(self.model.state_dict())
+        started = averaging.weights(self.start.path(self.training), tuned)
+
+        def score(alpha: float) -> float:
+            self.model.load_state_dict(averaging.average(started, tuned, alpha))
+            return self._score(dev, self.best_step).mrr
+
+        self.averaged = {alpha: score(alpha) for alpha in averaging.ALPHAS}
+        self.model.load_state_dict(averaging.average(started, tuned, self._alpha))
+
+    @property
+    def _alpha(self) -> float:
+        """The share of the way that is best on dev; of equals the largest."""
+        return max(self.averaged, key=lambda alpha: (self.averaged[alpha], alpha), default=1.0)
 
     def _step_or_keep(self, step: int, batch: Batch, checkpoints: Checkpoints | None) -> None:
         """Take a step; asked to end (SIGTERM under Prefect, Ctrl-C), keep what was done before it."""
@@ -332,19 +357,30 @@ class Loop:
             self.embedder.chunk_tokens,
         )
 
+    def _columns(self, batch: Batch) -> list[Column]:
+        """What of a batch is encoded: queries and documents, or queries alone."""
+        return list(zip(self.texts, (batch.queries, batch.documents), strict=False))
+
+    def _loss(self, batch: Batch, vectors: Sequence[Tensor]) -> Tensor:
+        """The loss of a batch whose columns have these vectors."""
+        if self.corpus is None:
+            return batch_loss(batch, vectors[0], vectors[1], self.dims)
+        if batch.kind == "ranking":
+            return self.corpus.loss(batch, vectors[0], len(self.losses))
+        return batch_loss(batch, vectors[0], self.corpus.vectors(batch.documents).to(vectors[0]), self.dims)
+
     def _plain_gradients(self, batch: Batch) -> float:
-        queries, documents = self.embedder.embed((self.queries, batch.queries), (self.documents, batch.documents))
-        loss = batch_loss(batch, queries, documents, self.dims)
+        loss = self._loss(batch, self.embedder.embed(*self._columns(batch)))
         torch.autograd.backward([self.scaler.scale(loss)])
         return loss.item()
 
     def _cached_gradients(self, batch: Batch) -> float:
         """The same loss and gradients with one chunk's activations at a time, for one more forward (Gao 2021)."""
-        columns = ((self.queries, batch.queries), (self.documents, batch.documents))
+        columns = self._columns(batch)
         with torch.no_grad():
             vectors = self.embedder.embed(*columns)
         leaves = [column.requires_grad_() for column in vectors]
-        loss = batch_loss(batch, leaves[0], leaves[1], self.dims)
+        loss = self._loss(batch, leaves)
         gradients = torch.autograd.grad(self.scaler.scale(loss), leaves)
         self.embedder.backward(columns, gradients)
         return loss.item()
@@ -357,6 +393,7 @@ class Loop:
         settings = self.training.model_dump(mode="json", exclude=set(NOT_COMPUTED))
         start = fingerprint(self.start.path(self.training))
         found = [settings, start, self.examples.fingerprint, torch.__version__, self.model.device.type]
+        found += [self.corpus.fingerprint] if self.corpus else []
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
     def checkpoint(self) -> Checkpoint:
@@ -416,7 +453,8 @@ class Loop:
             return None
         evaluations = 1 + len(_evaluation_steps(self.planned, self.training.epochs))
         texts = int(_DEV_SHARE * 2 * len(self.examples) * self.training.epochs / evaluations)
-        return Dev(self.model, dev, documents, texts, self.training.seed)
+        vectors = self.corpus.known if self.corpus else None
+        return Dev(self.model, dev, documents, texts, self.training.seed, vectors)
 
     # --- the account -------------------------------------------------------------------------------------
 
@@ -430,7 +468,7 @@ class Loop:
             rows={str(kind): count for kind, count in self.examples.counts.items()},
             mined=mined,
             started_from=self.start.name,
-            distance_from_base=distance(self.model, self.training),
+            distance_from_base=distance(self.model, self.training, self.start),
             losses=tuple(self.losses),
             dev=tuple(self.scores),
             best_step=self.best_step,
@@ -448,6 +486,9 @@ class Loop:
             dollars=self._dollars(seconds),
             peak_memory=hardware.peak_memory(),
             device=hardware.describe(self.model.device),
+            side=self.training.side,
+            alpha=self._alpha,
+            averaged={f"{alpha:g}": mrr for alpha, mrr in self.averaged.items()},
         )
 
     def _seconds(self) -> float:

@@ -20,6 +20,12 @@ if TYPE_CHECKING:
 _LIBRARIES: Final = ("sentence-transformers", "transformers", "torch", "tokenizers")
 
 
+_QUERIES: Final = (
+    "- Side: queries alone. `encode_query` has weights of its own; those of `encode_document` are, file by file, those "
+    "of the model whose documents it was trained against, so an index of that model stays valid"
+)
+
+
 def text(base: Path, training: Training, trained: Trained, commit: int | None) -> str:
     """The model card in Markdown, with the YAML header that the hub reads."""
     licence = base_licence(base)
@@ -42,8 +48,10 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
             "(`SentenceTransformer(path, truncate_dim=...)`).",
             "",
             f"- Base model: `{_name(training.base_model)}`, licence {licence or 'not stated by it'}",
-            f"- Started from: {trained.started_from}; distance of the weights from the base model's "
-            f"{trained.distance_from_base:.4f} (norm of the difference / norm of the base's)",
+            f"- Started from: {trained.started_from}; distance of the weights from {_origin(trained)} "
+            f"{trained.distance_from_base:.4f} (norm of the difference / norm of those)",
+            *([_QUERIES] if trained.side == "query" else []),
+            *([f"- Averaged: {trained.alpha:g} of the way from the starting weights"] if trained.averaged else []),
             f"- Data: commit {'unknown' if commit is None else commit}",
             f"- Steps: {trained.steps} of {trained.planned_steps}, weights of step {trained.best_step}"
             + (f" (stopped: {trained.stopped})" if trained.stopped else ""),
@@ -78,6 +86,10 @@ def text(base: Path, training: Training, trained: Trained, commit: int | None) -
             "",
         ]
     )
+
+
+def _origin(trained: Trained) -> str:
+    return "those it started from" if trained.side == "query" else "the base model's"
 
 
 def _recipe(training: Training) -> dict[str, object]:

@@ -26,6 +26,7 @@ from tasks.encoding import (
     NumericPath,
     Role,
     VectorError,
+    document_identity,
     encode,
     least_cosine,
     load,
@@ -35,7 +36,7 @@ from tasks.encoding import (
 )
 from tasks.registry import Description, VersionError
 from tasks.registry.versions import describe_folder, differences
-from tasks.training import saving
+from tasks.training import query_side, saving
 from tasks.training.embedder import Embedder, Texts
 from tasks.training.result import TrainingError
 from tasks.training.start import FROM_BASE, Start, choose_kernel, restore_attention, shorten
@@ -96,6 +97,34 @@ def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = 
         found = _vectors(afresh, texts, path, f"{described}, saved and loaded again,")
         for role in ROLES:
             _compare(found[role], expected[role], f"{described}, saved and loaded again: encoded {how}, as {role}")
+
+
+def rehearse_joined(queries: Path, documents: Path, described: str, device: str | None = None) -> None:
+    """Put an untouched query encoder beside the documents of another model, as it will be saved, and load it again.
+
+    Args:
+        queries: the query encoder as a plain model.
+        documents: the model whose documents it is trained against.
+        described: the name of the first in messages.
+        device: where to compute; None: the best there is.
+
+    Raises TrainingError where queries or documents come out different.
+    """
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
+        saving.save(load(queries, device), Path(scratch) / "queries", "# Rehearsal\n", described)
+        joined = Path(scratch) / "joined"
+        query_side.join(Path(scratch) / "queries", documents, joined)
+        afresh = load(joined, device)
+        sources: tuple[tuple[Role, Path], ...] = (("query", queries), ("document", documents))
+        for role, source in sources:
+            model = load(source, device)
+            texts = _probes(model)
+            expected = encode(model, texts, role, path=PLAIN)
+            for path, how in ((PLAIN, "by the library's own encode"), (FP32, "in batches by tokens")):
+                found = encode(afresh, texts, role, path=path)
+                _compare(found, expected, f"{described}, saved beside its documents: encoded {how}, as {role}")
+        if document_identity(joined) != document_identity(documents):
+            raise TrainingError(f"{described}, saved beside its documents, is said to encode them otherwise")
 
 
 def rehearse_forward(embedder: Embedder, columns: Sequence[tuple[Texts, Sequence[str]]], described: str) -> None:

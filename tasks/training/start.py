@@ -39,7 +39,10 @@ _PRECISIONS: Final[tuple[Precision, ...]] = ("fp32", "bf16", "fp16")
 
 @dataclass(frozen=True)
 class Start:
-    """Where a run starts: from the base model, or from the folder of a version that was trained from it."""
+    """Where a run starts: from the base model, or from the folder of a version that was trained from it.
+
+    A query encoder that is trained alone always has a folder; by the name BASE it begins as the encoder of documents.
+    """
 
     name: str = BASE
     folder: Path | None = None
@@ -53,7 +56,7 @@ class Start:
 
     def described(self, training: Training) -> str:
         """Its name in messages."""
-        return f"base model {training.base_model!r}" if self.folder is None else f"version {self.name}"
+        return f"base model {training.base_model!r}" if self.name == BASE else f"version {self.name}"
 
 
 FROM_BASE: Final = Start()
@@ -67,7 +70,7 @@ def open_start(training: Training, start: Start = FROM_BASE, device: str | None 
     where = hardware.device() if device is None else torch.device(device)
     model = _load(start.path(training), str(where), start.described(training))
     _set_attention(model, hardware.attention(where))
-    if start.folder is not None:
+    if start.folder is not None and training.side == "both":
         base = _load(FROM_BASE.path(training), "cpu", FROM_BASE.described(training))
         if _shapes(model) != _shapes(base):
             raise TrainingError(
@@ -210,12 +213,14 @@ def _spread(lengths: Ints) -> Ints:
     return few
 
 
-def distance(model: SentenceTransformer, training: Training) -> float:
+def distance(model: SentenceTransformer, training: Training, start: Start = FROM_BASE) -> float:
     """How far the weights are from the base model's: the L2 norm of the difference / that of the base's weights.
 
-    Over all parameters as one vector, frozen ones included; 0 for the base model itself.
+    Over all parameters as one vector, frozen ones included; 0 for the base model itself. Of a query encoder that is
+    trained alone: from the weights that it started from.
     """
-    base = _load(FROM_BASE.path(training), "cpu", FROM_BASE.described(training))
+    origin = start if training.side == "query" else FROM_BASE
+    base = _load(origin.path(training), "cpu", origin.described(training))
     before = dict(base.named_parameters())
     norm = partial(torch.linalg.vector_norm, dtype=torch.float64)
     moved = size = 0.0
