@@ -25,6 +25,7 @@ from tasks.config import (
     Delta,
     Gate,
     GuardResult,
+    Index,
     Limits,
     Model,
     Outcome,
@@ -59,7 +60,7 @@ if TYPE_CHECKING:
 
     from data_checks.findings import ChecksResult
     from tasks.dataset import Dataset
-    from tasks.encoding import CachedEncoder, ModelEncoder, Progress
+    from tasks.encoding import CachedEncoder, ModelEncoder, Progress, VectorCache
     from tasks.intake import Pending as Unread
     from tasks.registry import Announce, Change
     from tasks.report.charts import Chart
@@ -283,15 +284,20 @@ def train(
         plan, rows = _plan(run, commit, production, base, data.train, training)
         went_on = plan.start != trainer.BASE
         start = trainer.Start(plan.start, _model(store, plan.start, "", work)) if went_on else trainer.FROM_BASE
+        against = None
+        if plan.side == "query":
+            serves = _model(store, production, training.base_model, work)
+            against = trainer.known_documents(serves, data.documents, rows, _vectors(store, work))
         with TemporaryDirectory(dir=work) as temporary:
             folder = Path(temporary) / "candidate"
             result = trainer.train(
                 rows,
                 data.dev,
                 data.documents,
-                training,
+                training.model_copy(update={"side": plan.side}),
                 folder,
                 start=start,
+                against=against,
                 commit=commit,
                 on_progress=on_progress and (lambda step, steps, _loss: on_progress(step, steps)),
                 on_estimate=on_estimate,
@@ -345,9 +351,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
         # one numeric path for both: a rounding that only one side has would be a difference between them
         texts = [*data.test.queries, *data.documents]
         models = {side: encoding.load(folder) for side, folder in folders.items()}
-        prints = {side: encoding.fingerprint(folder) for side, folder in folders.items()}
         path = encoding.choose_path(list(models.values()), texts)
-        encoders = {side: encoding.ModelEncoder(models[side], prints[side], path) for side in versions}
+        encoders = {side: encoding.ModelEncoder.of(folders[side], models[side], path) for side in versions}
         sides = {
             side: scoring.score_side(
                 data.test, data.documents, _cached(store, encoder, work), training.matryoshka_dims, on_progress
@@ -362,7 +367,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
         records = {
             side: SideScored(
                 version=versions[side],
-                fingerprint=prints[side],
+                fingerprint=encoders[side].fingerprint,
+                documents=encoders[side].documents,
                 scores=result.means_over(
                     ~exposure.near_duplicate
                 ),  # of the queries that decide, as the differences are
@@ -372,6 +378,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
         }
         moved = _moved(table, data, judged)
         guarded = guards.score(run, judged, data.train["query"].to_pylist(), work, on_progress)
+        two, trained = (folders[scoring.CANDIDATE], folders[scoring.PRODUCTION]), run.find(runs.CANDIDATE)
+        found = scoring.reindexing(*two, models[scoring.CANDIDATE], data.documents, path)
         encoding.put_aside(models.values())  # the serving check's fresh process loads two models of its own
         problems = serving.check_serving(
             store,
@@ -387,7 +395,8 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             base=records.get(scoring.BASE),
             counts={**data.counts, "excluded": data.test.excluded},
             moved=moved,
-            serving=problems,
+            serving=[*scoring.broken_promise(trained.side if trained else "both", found), *problems],
+            reindexing=found,
             numeric_path=path.name,
             by_similarity=movers.by_similarity(table),
             guards=guarded,
@@ -542,10 +551,18 @@ def promote(
             scores=candidate.scores,
             announce=announce or silently,
             approval=approval,
+            base_documents=_base_documents(Run(store, run_id)),
         )
     except (ProductionChangedError, RefusedError) as error:
         return None, hold(store, run_id, f"The candidate was better, but was not promoted: {error}.")
     return change, _promoted(change)
+
+
+def _base_documents(run: Run) -> str | None:
+    """The identity of the base model's documents: what an index is built with where no version serves."""
+    scored = run.find(runs.SCORED)
+    sides = (scored.base, scored.production) if scored else ()
+    return next((side.documents for side in sides if side and side.version is None), None)
 
 
 def _promoted(change: Change) -> str:
@@ -599,13 +616,28 @@ def conclude(store: Store, outcome: Outcome, *, details: bool = True) -> tuple[O
     of other runs are not looked at here: a run without a verdict may be under way (see `retire`).
     """
     run = Run(store, outcome.run_id)
-    outcome = outcome.model_copy(update={"report": store.uri(run.key(runs.REPORT))})
+    outcome = outcome.model_copy(update={"report": store.uri(run.key(runs.REPORT)), "index": _index(store, outcome)})
     gathered = material.gather(store, outcome) if details else material.Material()
     run.put(runs.REPORT, report.html(outcome, gathered).encode())
     run.put_outcome(outcome)
     if outcome.verdict != "failed":
         store.delete([entry.key for entry in store.entries(run.key(runs.CHECKPOINTS))])
     return outcome, report.markdown(outcome, gathered), report.charts_of(outcome, gathered)
+
+
+def _index(store: Store, outcome: Outcome) -> Index | None:
+    """What the ledger says of an index at the promotion that this run made; None where it made none."""
+    from tasks import registry
+
+    if outcome.verdict != "promoted":
+        return None
+    try:
+        last = registry.read_production(store)
+        changes = [last] if last and last.run_id == outcome.run_id else registry.history(store)
+        made = [change for change in changes if change.run_id == outcome.run_id]
+    except registry.RegistryError:  # the outcome says what serves as far as it is known, and must be written
+        return None
+    return made[-1].index if made else None
 
 
 @dataclass(frozen=True)
@@ -785,6 +817,13 @@ def _model(store: Store, version: str | None, base_model: str, work: Path) -> Pa
 
 def _cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:
     """An encoder that takes every text that its model ever encoded from the cache."""
-    from tasks.encoding import CachedEncoder, VectorCache
+    from tasks.encoding import CachedEncoder
 
-    return CachedEncoder(encoder, VectorCache(work / "vectors", store))
+    return CachedEncoder(encoder, _vectors(store, work))
+
+
+def _vectors(store: Store, work: Path) -> VectorCache:
+    """The vectors that are kept from night to night."""
+    from tasks.encoding import VectorCache
+
+    return VectorCache(work / "vectors", store)

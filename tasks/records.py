@@ -13,7 +13,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from tasks.config import Checks, Gate, Limits, Pending, Refused, Training
+from tasks.config import Checks, Gate, Index, Limits, Pending, Refused, Training
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Side = Literal["both", "query"]
@@ -334,13 +334,15 @@ class SideScored:
     """One model on the test set. `version` None: the base model.
 
     `scores` are means by metric over the queries that decide (those that nearly repeat a training query do not),
-    `by_dimension` means over all queries for each Matryoshka dimension.
+    `by_dimension` means over all queries for each Matryoshka dimension. `documents` is the identity of its document
+    vectors; None in runs of older versions.
     """
 
     version: str | None
     fingerprint: str
     scores: dict[str, float]
     by_dimension: dict[str, dict[str, float]]
+    documents: str | None = None
 
 
 @dataclass(frozen=True)
@@ -376,6 +378,26 @@ class GuardScored:
     trained: int = 0
 
 
+@dataclass(frozen=True)
+class Reindexing:
+    """What becomes of an index of documents when the candidate serves.
+
+    Attributes:
+        index: Whether it stays as it is.
+        documents: All documents of the night: what has to be encoded where it moves.
+        per_second: Documents that this machine encodes in a second, measured on a few.
+    """
+
+    index: Index
+    documents: int
+    per_second: float
+
+    @property
+    def hours(self) -> float:
+        """Hours in which this machine encodes all documents."""
+        return self.documents / self.per_second / 3600
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scored:
     """`scores.json`: both sides on one test set.
@@ -389,6 +411,7 @@ class Scored:
         numeric_path: How vectors were computed.
         by_similarity: The gain by how near training came to a query, the farthest first.
         guards: The guard sets that both were scored on.
+        reindexing: What becomes of an index; None in runs of older versions.
     """
 
     candidate: SideScored
@@ -400,6 +423,7 @@ class Scored:
     numeric_path: str
     by_similarity: Sequence[Band] = ()
     guards: Sequence[GuardScored] = ()
+    reindexing: Reindexing | None = None
 
     @property
     def sides(self) -> dict[str, SideScored]:

@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
-import os
-import shutil
-import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +14,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tasks.encoding import FP32, ModelEncoder, ModelError, document_identity, fingerprint, load, pipeline
-from tasks.storage import Store, file_sha256
-from tasks.training import Checkpoints, Start, Trained, train
+from tasks.storage import file_sha256
+from tasks.training import Start, train
 from tasks.training.corpus import Corpus, Documents
 from tasks.training.examples import Batch, Examples, order
 from tasks.training.query_side import encoder_of, join, known_documents
@@ -122,9 +116,7 @@ def test_a_sample_that_holds_everything_is_the_full_softmax() -> None:
     """Up to the limit the values are the same; above it, another sample at every step, the same again at the same."""
     examples, vectors, texts, queries = _random(40, 1)
     batch = batch_of(examples)
-    full, exact, sampled = (
-        corpus(examples, vectors, texts, cells=cells) for cells in (1 << 20, 6 * 40, 6 * 20)
-    )
+    full, exact, sampled = (corpus(examples, vectors, texts, cells=cells) for cells in (1 << 20, 6 * 40, 6 * 20))
     expected = full.loss(batch, queries, 0)
     assert torch.equal(exact.loss(batch, queries, 5), expected)
     found = [sampled.loss(batch, queries, step).item() for step in (0, 1, 0)]
@@ -135,9 +127,7 @@ def test_a_sample_that_holds_everything_is_the_full_softmax() -> None:
 def test_the_sum_of_a_sample_is_right_on_average() -> None:
     """Over 400 samples of half the documents, the mean of exp(loss) is that of the full softmax, within 2%."""
     examples, vectors, texts, queries = _random(60, 2)
-    batch = dataclasses.replace(
-        batch_of(examples, 2), masked=np.zeros((1, 1), bool)
-    )
+    batch = dataclasses.replace(batch_of(examples, 2), masked=np.zeros((1, 1), bool))
     single = queries[: len(batch.queries)] * 0.1
     full = corpus(examples, vectors * 1.0, texts).loss(batch, single, 0)
     few = corpus(examples, vectors, texts, cells=30 * len(batch.queries))

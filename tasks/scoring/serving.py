@@ -25,6 +25,7 @@ import numpy as np
 
 from tasks.encoding import FP32, PLAIN, NumericPath, document_identity, encode, load, out_of_memory, served
 from tasks.registry import Description, VersionError, pull, read_manifest
+from tasks.scoring.index import differing_files
 from tasks.storage import Store
 
 if TYPE_CHECKING:
@@ -146,10 +147,16 @@ def check_saved(
 
     It must load in a fresh process within `timeout` seconds, be what `declared` says, give the scored vectors of
     `sample`, by `path` and by the library's own encode (`TOLERANCE`), and encode in at most `max_slowdown` times what
-    `baseline` (the folder of production, or of the base model) takes. Raises MachineError when memory ran out.
+    `baseline` (the folder of production, or of the base model) takes. Where it declares the documents of `baseline`,
+    the files that encode them must be the same bytes, and their vectors the same.
+
+    Raises MachineError when memory ran out.
     """
     if not sample.queries or not sample.documents:
         return ["the serving check had no texts to encode"]
+    stays = declared.documents is not None and declared.documents == document_identity(baseline)
+    if stays and (wrong := differing_files(candidate, baseline)):
+        return [f"the manifest says that documents stay as they are, but {', '.join(wrong[:3])} is another file"]
     request = {
         "candidate": str(candidate.resolve()),
         "queries": list(sample.queries),
@@ -158,6 +165,7 @@ def check_saved(
         "matryoshka_dims": declared.matryoshka_dims,
         "path": asdict(path),
         "device": device,
+        "stays": stays,
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -216,6 +224,10 @@ def _judge(folder: Path, sample: Sample, declared: Description, max_slowdown: fl
             served = np.load(folder / f"{way}-{kind}.npy", allow_pickle=False)
             how = path.name if way == "path" else "the library's own encode"
             reasons += differs(served, scored, tolerance, f"{kind} by {how}")
+    if reply["stays"]:  # the same weights by the same steps on the same texts: on a CPU the same bits
+        vectors = [np.load(folder / f"{name}-documents.npy", allow_pickle=False) for name in ("path", "baseline")]
+        what = "the manifest says that documents stay as they are, but against what serves: documents"
+        reasons += differs(vectors[0], vectors[1], 0.0 if reply["device"] == "cpu" else tolerance, what)
     candidate, baseline = min(reply["seconds"]["candidate"]), min(reply["seconds"]["baseline"])
     if not candidate <= max_slowdown * baseline:
         reasons.append(
@@ -251,6 +263,8 @@ def serve(folder: Path) -> None:
     texts = [documents[place] for place in _spread(documents, _TIMED)]
     clock = time.process_time if candidate.device.type == "cpu" else time.perf_counter
     models = {"baseline": load(Path(request["baseline"]), request["device"]), "candidate": candidate}
+    if request["stays"]:
+        np.save(folder / "baseline-documents.npy", encode(models["baseline"], documents, "document", path=path))
     seconds: dict[str, list[float]] = {name: [] for name in models}
     for round_ in range(ROUNDS + 1):
         for name, model in models.items():
@@ -259,7 +273,8 @@ def serve(folder: Path) -> None:
             if round_:  # the first one warms up
                 seconds[name].append(clock() - start)
     description = _describe(Path(request["candidate"]), candidate, request["matryoshka_dims"]).model_dump(mode="json")
-    (folder / "reply.json").write_text(json.dumps({"description": description, "seconds": seconds}))
+    told = {"stays": request["stays"], "device": candidate.device.type}
+    (folder / "reply.json").write_text(json.dumps({"description": description, "seconds": seconds, **told}))
 
 
 def main(folder: Path) -> int:
