@@ -162,7 +162,7 @@ def _describe_store(store: Store) -> None:
     production, last = read_production(store), last_concluded(store)
     console.print(f"\n[bold]{escape(store.url)}[/]")
     console.print(
-        f"  production  {production.serves} since {production.at:%Y-%m-%d %H:%M} UTC"
+        f"  production  {production.serves} since {production.at:%Y-%m-%d %H:%M} UTC; its index {production.index}"
         if production
         else "  production  nothing yet: the base model serves"
     )

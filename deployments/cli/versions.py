@@ -67,6 +67,11 @@ def pull(
     pulled = versions.Manifest.model_validate_json((folder / versions.MANIFEST).read_bytes())
     if needs := [f"{name} {least} or later" for name, least in pulled.description.requires.items()]:
         console.print(f"needs {', '.join(needs)}")
+    served = registry.read_production(opened)
+    if served is not None and version in (None, served.version):
+        console.print(f"an index of documents {served.index} with change {served.promotion}, which let it serve")
+    if (documents := pulled.description.documents) is not None:
+        console.print(f"documents {documents[:16]}: another version with the same has the same vectors")
 
 
 def rollback(

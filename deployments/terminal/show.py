@@ -39,6 +39,8 @@ def outcome(found: Outcome) -> RenderableType:
         parts.append("Seconds    " + ", ".join(f"{escape(name)} {taken:.1f}" for name, taken in found.seconds.items()))
     parts.append(f"Verdict    [bold {_COLOURS[found.verdict]}]{found.verdict}[/]  (run {escape(found.run_id)})")
     parts += [f"           {escape(reason)}" for reason in found.reasons]
+    if found.index:
+        parts.append(f"Index      {found.index}")
     return Group(*parts)
 
 
@@ -103,13 +105,13 @@ def trial(found: Trial) -> RenderableType:
 def ledger(changes: Iterable[Change]) -> Table:
     """Every change of production, the latest first."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for heading in ("", "version", "when (UTC)", "what", "by", "Recall@10", "MRR", "reason"):
+    for heading in ("", "version", "when (UTC)", "what", "index", "by", "Recall@10", "MRR", "reason"):
         table.add_column(heading, no_wrap=heading == "version")  # for copying: never cut
     for change in sorted(changes, key=lambda change: -change.promotion):
         figures = (f"{change.scores[name]:.3f}" if name in change.scores else "" for name in ("recall_at_10", "mrr"))
         table.add_row(
             str(change.promotion), escape(change.version or "base model"), f"{change.at:%Y-%m-%d %H:%M}",
-            escape(change.action),
+            escape(change.action), change.index,
             escape(change.who), *figures, escape(change.reason),
         )  # fmt: skip
     return table

@@ -17,7 +17,7 @@ from tasks import runs
 from tasks.config import DECISIVE, Outcome, Verdict
 from tasks.gate import NEW_DOCUMENTS, Decision
 from tasks.intake import commit_log
-from tasks.records import Audited, Band, Drift, Moved, Trained
+from tasks.records import Audited, Band, Drift, Moved, Reindexing, Trained
 from tasks.runs import File, Run
 from tasks.storage import Store
 
@@ -98,6 +98,7 @@ class Material:
         numeric_path: how vectors were computed.
         audit: what was found of the labels.
         drift: production's vectors beside its first ones.
+        reindexing: what becomes of an index of documents.
     """
 
     checks: Sequence[Mapping[str, str]] = ()
@@ -119,6 +120,7 @@ class Material:
     numeric_path: str = ""
     audit: Audited | None = None
     drift: Drift | None = None
+    reindexing: Reindexing | None = None
 
 
 def gather(store: Store, outcome: Outcome) -> Material:
@@ -155,6 +157,7 @@ def gather(store: Store, outcome: Outcome) -> Material:
         numeric_path=scored.numeric_path if scored else "",
         audit=run.find(runs.AUDITED),
         drift=run.find(runs.DRIFT),
+        reindexing=scored.reindexing if scored else None,
     )
 
 

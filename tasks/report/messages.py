@@ -179,7 +179,8 @@ def production_line(outcome: Outcome) -> str:
     after = outcome.production_after or "the base model"
     if before == after:
         return f"Production is {after}, as before."
-    return f"Production is {after} now; when the run began it was {before}."
+    index = {"stays": " An index of documents stays.", "moves": " An index of documents must be built anew.", None: ""}
+    return f"Production is {after} now; when the run began it was {before}.{index[outcome.index]}"
 
 
 def _compared(label: str, before: float | None, after: float | None, delta: Delta | None) -> str:

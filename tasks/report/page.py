@@ -21,6 +21,7 @@ from markupsafe import Markup
 from tasks.config import DECISIVE, METRIC_LABELS, TARGETS, Delta, GuardResult, Outcome
 from tasks.records import Candidate, Trained
 from tasks.report import charts
+from tasks.report.index import index_rows
 from tasks.report.material import Material
 from tasks.report.messages import cut
 
@@ -147,6 +148,7 @@ def _training_rows(material: Material) -> list[tuple[str, str]]:
     stopped = f": {trained.stopped}" if trained.stopped else ""
     return [
         ("Started from", why),
+        *([("Trained", "the query side alone")] if trained.side == "query" else []),
         ("Steps", f"{trained.steps:,} of {trained.planned_steps:,}{stopped}"),
         ("Saved", f"the model after step {trained.best_step:,}"),
         ("Rows", ", ".join(f"{count:,} {loss}" for loss, count in trained.rows.items())),
@@ -155,8 +157,18 @@ def _training_rows(material: Material) -> list[tuple[str, str]]:
         *([("Documents cut", str(trained.cuts))] if trained.cuts else []),
         *(("Warning", warning) for warning in (trained.cuts.warnings if trained.cuts else [])),
         ("Resumed", f"from step {trained.resumed:,}" if trained.resumed else "no"),
-        ("Distance from the base model", f"{trained.distance_from_base:.4f} of the weights' length"),
+        (
+            f"Distance from {'its start' if trained.side == 'query' else 'the base model'}",
+            f"{trained.distance_from_base:.4f} of the weights' length",
+        ),
+        *([("Averaged", _averaged(trained))] if trained.averaged else []),
     ]
+
+
+def _averaged(trained: Trained) -> str:
+    """Which average of weights was saved, and what dev said of each."""
+    tried = ", ".join(f"{alpha}: {mrr:.4f}" for alpha, mrr in trained.averaged.items())
+    return f"{trained.alpha:g} of the way from the starting weights (dev MRR {tried})"
 
 
 def _computed(trained: Trained) -> str:
@@ -246,6 +258,7 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "guards": guard_rows(outcome.guards),
         "dimensions": dimension_rows(material),
         "training": _training_rows(material),
+        "index": index_rows(outcome, material.reindexing),
         "data": _data_rows(outcome, material),
         "material": material,
         "moved": vars(material.moved),

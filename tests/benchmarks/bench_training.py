@@ -118,7 +118,7 @@ def nl2bash(folder: Path, pairs: int) -> Data:
     return Data("nl2bash", [trained[n] for n in order], [texts[query] for query in relevant], indices, documents)
 
 
-def _smaller(data: Data, queries: int, distractors: int) -> Data:
+def smaller(data: Data, queries: int, distractors: int) -> Data:
     """At most so many test queries, and of the documents that answer none of them at most so many; drawn once."""
     rng = np.random.default_rng(1)
     asked = np.sort(rng.permutation(len(data.queries))[:queries])
@@ -303,7 +303,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     there = chosen.nl2bash.is_dir()
     sets = [aws(chosen.pairs)] if "aws" in chosen.data else []
     sets += [nl2bash(chosen.nl2bash, chosen.pairs)] if there and "nl2bash" in chosen.data else []
-    sets = [_smaller(data, chosen.queries, chosen.distractors) for data in sets]
+    sets = [smaller(data, chosen.queries, chosen.distractors) for data in sets]
     import sentence_transformers.sentence_transformer.losses  # noqa: F401 - before anything is timed
 
     runs: list[Run] = []
