@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from tasks.config import Checks, Delta, Gate, GuardResult, Model, Outcome, Training, Verdict
-from tasks.records import Band, DevScore, Estimate, Moved, MovedQuery, Returned, Trained
+from tasks.records import Band, DevScore, Estimate, Moved, MovedQuery, Reindexing, Returned, Trained
 from tasks.report import Material
 from tasks.report.material import NightRow, ObjectRow, SliceRow
 
@@ -172,6 +172,7 @@ def material(verdict: Verdict) -> Material:
         judged_since=5,
         moved=Moved([_moved(1.0, 0.0385)], [_moved(0.0667, 1.0), _moved(0.25, 1.0)]),
         numeric_path="bf16",
+        reindexing=Reindexing("moves", 12_400, 180.0),
         **data,
     )  # fmt: skip
 

@@ -80,25 +80,29 @@ from pathlib import Path
 from tasks.training import Checkpoints
 from tasks.storage import Store, StoreError
 from tests.test_checkpoints import PREFIX, fine_tune
-url, base, folder = sys.argv[1:]
+url, base, folder, side = sys.argv[1:]
 print("ready", flush=True)
-trained = fine_tune(base, Path(folder), Checkpoints(Store.open(url), PREFIX), lambda *step: print(*step, flush=True))
+kept = Checkpoints(Store.open(url), PREFIX)
+trained = fine_tune(base, Path(folder), kept, lambda *step: print(*step, flush=True), side)
 print(json.dumps({"losses": trained.losses, "resumed": trained.resumed, "best_step": trained.best_step}), flush=True)
 """
 
 
-def fine_tune(base: str, folder: Path, checkpoints: Checkpoints | None, on_progress: Any = None) -> Trained:
+def fine_tune(
+    base: str, folder: Path, checkpoints: Checkpoints | None, on_progress: Any = None, side: str = "both"
+) -> Trained:
     """A run of 27 steps with dev scores, and a checkpoint after each step where they are kept."""
-    training = settings(base, checkpoint_minutes=1e-9)
+    training = settings(base, checkpoint_minutes=1e-9, side=side)
     return train(ROWS, dev_set(PAIRS), DOCUMENTS, training, folder, checkpoints=checkpoints, on_progress=on_progress)
 
 
 @pytest.mark.slow
-def test_a_fine_tune_killed_three_times_ends_as_if_undisturbed(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", ["both", "query"])
+def test_a_fine_tune_killed_three_times_ends_as_if_undisturbed(store: Store, tmp_path: Path, side: str) -> None:
     """SIGKILL at three random steps, each time gone on by a new process: the same loss curve, choice and weights."""
     base = str(tiny_models.save(tmp_path / "base"))
-    undisturbed = fine_tune(base, tmp_path / "undisturbed", None)
-    command = [sys.executable, "-c", WORKER, store.url, base, str(tmp_path / "model")]
+    undisturbed = fine_tune(base, tmp_path / "undisturbed", None, side=side)
+    command = [sys.executable, "-c", WORKER, store.url, base, str(tmp_path / "model"), side]
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)}
     kills = sorted(np.random.default_rng().choice(np.arange(1, 22), 3, replace=False).tolist())
     for kill in kills:

@@ -6,14 +6,18 @@ import json
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tasks import night, registry, runs
 from tasks.config import Checks, Gate, Outcome, Training
-from tasks.encoding import document_identity
+from tasks.encoding import document_identity, encode, load
 from tasks.registry import pull
 from tasks.runs import Run
+from tasks.scoring import Sample, check_saved, describe, serving
 from tasks.splits import SPLIT_KEY
 from tasks.storage import Store
+from tasks.training import query_side
+from tasks.training.query_side import encoder_of, join
 from tests import tiny_models
 from tests.test_query_side import files_of
 from tests.test_training import NOUNS, VERBS
@@ -99,6 +103,54 @@ def test_promotions_of_queries_leave_documents_and_index_as_they_were(store: Sto
     back = registry.rollback(store, run_id="back", who="me", reason="test")
     assert (back.version, back.index) == (one.version, "stays")
     assert registry.rollback(store, "base", run_id="base", who="me", reason="test").index == "moves"
+
+
+@pytest.mark.slow
+def test_documents_that_are_not_those_of_production_hold_a_candidate(
+    store: Store, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over the base model, whose index would stay: the weights of documents are damaged before they are published."""
+    store.put(SPLIT_KEY, SPLIT)
+    fill(store, 0, 288)
+
+    def damaged(queries: Path, documents: Path, target: Path) -> None:
+        join(queries, documents, target)
+        if target.name == "candidate":
+            scale(target / "document_0_Transformer" / "model.safetensors")
+
+    monkeypatch.setattr(query_side, "join", damaged)
+    found = whole_night(store, RUNS[0], settings(base), tmp_path)
+    assert (found.verdict, found.index) == ("held", None)
+    assert any("only the query side was trained, but documents are not" in reason for reason in found.reasons)
+    monkeypatch.undo()
+    found = whole_night(store, RUNS[1], settings(base, seed=1), tmp_path)
+    assert (found.verdict, found.index) == ("promoted", "stays"), found.reasons
+    assert registry.rollback(store, "base", run_id="base", who="me", reason="test").index == "stays"
+
+
+def scale(weights: Path) -> None:
+    """Other weights."""
+    tensors = load_file(weights)
+    save_file({name: one * 1.5 if one.is_floating_point() else one for name, one in tensors.items()}, weights)
+
+
+def test_a_wrong_claim_is_caught_by_files_and_by_vectors(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A manifest that claims the documents of what serves, over other weights; also where files are not looked at."""
+    join(encoder_of(base, "query", tmp_path / "queries"), base, tmp_path / "router")
+    scale(tmp_path / "router" / "document_0_Transformer" / "model.safetensors")
+    texts = ["rotate the key", "list every bucket of a region"]
+    model = load(tmp_path / "router", "cpu")
+    sample = Sample(texts, encode(model, texts, "query"), texts, encode(model, texts, "document"))
+    claim = describe(tmp_path / "router").model_copy(update={"documents": document_identity(base)})
+    (reason,) = check_saved(tmp_path / "router", sample, claim, baseline=base, max_slowdown=50)
+    assert "0_Transformer/model.safetensors is another file" in reason
+    monkeypatch.setattr(serving, "differing_files", lambda *_: [])
+    reasons = check_saved(tmp_path / "router", sample, claim, baseline=base, max_slowdown=50)
+    assert len(reasons) == 2
+    assert "the manifest says documents" in reasons[0]
+    assert "against what serves: documents: 2 of 2 vectors are not the scored ones" in reasons[1]
 
 
 def _blocks(store: Store) -> set[str]:

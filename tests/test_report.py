@@ -9,7 +9,9 @@ import pytest
 from markdown_it import MarkdownIt
 
 from tasks.config import Delta, Model, Outcome
+from tasks.records import Reindexing
 from tasks.report import Material, html, markdown, material
+from tasks.report.index import index_rows
 from tasks.report.page import dimension_rows, escape_markdown, score_rows
 from tests import report_cases
 
@@ -49,6 +51,23 @@ def test_a_night_without_scores_has_no_table() -> None:
     page = markdown(_outcome(verdict="skipped", candidate=None, production=None, deltas={}))
     assert "Recall@10 |" not in page
     assert "There was nothing to fine-tune on" in page
+
+
+@pytest.mark.parametrize("render", [markdown, html])
+def test_what_becomes_of_an_index_and_what_the_other_side_would_cost(render: object) -> None:
+    """36,000 documents at 20 a second are half an hour; a night that promotes nothing leaves the index alone."""
+    found = Reindexing("stays", 36_000, 20.0)
+    rows = dict(index_rows(_outcome(index="stays"), found))
+    assert rows["Index"] == "stays: documents have the vectors that they had"
+    assert rows["A new version of both sides"] == "36,000 documents to encode, 0.5 h at the measured 20 a second"
+    assert rows["One of the query side alone"] == "no document to encode"
+    assert "every document has to be encoded again" in dict(index_rows(_outcome(index="moves"), found))["Index"]
+    held = dict(index_rows(_outcome(verdict="held"), Reindexing("moves", 10, 20.0)))
+    assert held["Index"] == "stays: nothing was promoted; the candidate's would have moved"
+    assert held["A new version of both sides"] == "10 documents to encode, 0.0083 min at the measured 20 a second"
+    page = render(_outcome(index="stays"), Material(reindexing=found))  # type: ignore[operator]
+    assert "36,000 documents to encode" in page
+    assert index_rows(_outcome(), None) == []
 
 
 @pytest.mark.parametrize("render", [markdown, html])

@@ -103,6 +103,57 @@ def test_few_new_rows_are_filled_up_to_a_batch() -> None:
     assert rows(TRAIN, Plan("v1", 2, ""), full).num_rows == 8
 
 
+def of_the_query_side(store: Store, night: int, started_from: str = BASE) -> None:
+    """A run of one night that trained queries alone."""
+    found = {"version": f"v{night}", "started_from": started_from, "base": "b", "commit": night, "side": "query"}
+    store.put(f"runs/2026110{night}T000000Z-00000000/train.json", orjson.dumps(found))
+
+
+def test_queries_are_trained_against_what_serves_and_on_all_rows(store: Store) -> None:
+    """By default anew, from the encoder of the documents; the base model's where nothing serves."""
+    plan = chosen(store, None, side="query", start_from="base")
+    assert (plan.start, plan.since, plan.side) == (BASE, 0, "query")
+    assert "the documents of the base model" in plan.why
+    ran(store, 1, BASE, base="of another base model")
+    plan = chosen(store, "v1", side="query", start_from="base")
+    assert (plan.start, plan.since, plan.side) == (BASE, 0, "query")
+    assert "against the documents of version v1" in plan.why
+
+
+def test_queries_go_on_from_those_that_serve(store: Store) -> None:
+    """On what is new to them; anew where nothing is."""
+    ran(store, 1, BASE)
+    of_the_query_side(store, 2)
+    assert chosen(store, "v2", side="query").start == "v2"
+    assert chosen(store, "v2", side="query").since == 2
+    of_the_query_side(store, 3)
+    plan = chosen(store, "v3", side="query")
+    assert (plan.start, plan.side) == (BASE, "query")
+    assert "No row is new to version v3" in plan.why
+
+
+def test_after_three_of_the_query_side_a_full_one_is_due(store: Store) -> None:
+    """Whether they began anew or went on; it trains both sides, from base, on all rows, and then queries go on."""
+    ran(store, 1, BASE)
+    for night_ in (2, 3, 4):
+        assert chosen(store, "v1", side="query", start_from="base").side == "query"
+        of_the_query_side(store, night_)
+    plan = chosen(store, "v4", side="query", start_from="base")
+    assert (plan.start, plan.since, plan.side) == (BASE, 0, "both")
+    assert plan.why == "A full retrain was due after 3 that were of the query side alone."
+    ran(store, 5, BASE)
+    assert chosen(store, "v5", side="query").side == "query"
+
+
+def test_both_sides_do_not_go_on_from_two_encoders(store: Store) -> None:
+    """What serves has one for queries and one for documents: from base."""
+    ran(store, 1, BASE)
+    of_the_query_side(store, 2)
+    plan = chosen(store, "v2")
+    assert (plan.start, plan.side) == (BASE, "both")
+    assert "has a query encoder of its own" in plan.why
+
+
 def upload(store: Store, name: str, pairs: list[tuple[str, str]]) -> int:
     """Put pairs into the store and take them in; returns the commit."""
     store.put(f"pairs/{name}.jsonl", b"".join(orjson.dumps({"query": q, "document": d}) + b"\n" for q, d in pairs))

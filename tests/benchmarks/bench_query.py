@@ -271,9 +271,9 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
         for bench in benches
     )
     notes = [
-        f"{chosen.pairs - _DEV} training pairs and {_DEV} dev pairs per data set; searched are {sizes}, cut to {_CHARS} "
-        f"characters. {chosen.seeds} seeds; {torch.get_num_threads()} threads. Intervals are of 95%, by bootstrap over "
-        "test queries.",
+        f"{chosen.pairs - _DEV} training pairs and {_DEV} dev pairs per data set; searched are {sizes}, cut to "
+        f"{_CHARS} characters. {chosen.seeds} seeds; {torch.get_num_threads()} threads. Intervals are of 95%, by "
+        "bootstrap over test queries.",
         *gains(runs, BOTH, BASE),
         *gains(runs, QUERY, BOTH),
         *gains(runs, QUERY_3, BOTH),
