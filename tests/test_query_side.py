@@ -127,13 +127,13 @@ def test_a_sample_that_holds_everything_is_the_full_softmax() -> None:
 
 
 def test_the_sum_of_a_sample_is_right_on_average() -> None:
-    """Over 400 samples of half the documents, the mean loss is that of the full softmax, within 2%."""
+    """Over 100 samples of half the documents, the mean loss is that of the full softmax, within 2%."""
     examples, vectors, texts, queries = _random(60, 2)
     batch = dataclasses.replace(batch_of(examples, 2), masked=np.zeros((1, 1), bool))
     single = queries[: len(batch.queries)] * 0.1
     full = corpus(examples, vectors * 1.0, texts).loss(batch, single, 0)
     few = corpus(examples, vectors, texts, cells=30 * len(batch.queries))
-    mean = np.mean([few.loss(batch, single, step).item() for step in range(400)])
+    mean = np.mean([few.loss(batch, single, step).item() for step in range(100)])
     assert mean == pytest.approx(full.item(), rel=0.02)
 
 
@@ -249,33 +249,38 @@ def test_prompts_of_both_roles_are_kept(tmp_path: Path) -> None:
 
 
 def test_a_resumed_training_of_queries_gives_the_same_bytes(store: Store, base: Path, tmp_path: Path) -> None:
-    """Stopped by an error at step 11 with sampled documents; a checkpoint of other documents is not taken."""
-    training = settings(str(base), side="query", checkpoint_minutes=1e-9)
+    """Stopped by an error at step 5 of 9, gone on by another call: the same weights as undisturbed."""
+    training = settings(str(base), side="query", epochs=1, checkpoint_minutes=1e-9)
     known = known_documents(base, DOCUMENTS, ROWS)
     checkpoints = Checkpoints(store, "runs/one/checkpoints/")
 
-    def tune(
-        folder: str, kept: Checkpoints | None = None, on_progress: Any = None, against: Documents = known
-    ) -> Trained:
+    def tune(folder: str, kept: Checkpoints | None = None, on_progress: Any = None) -> Trained:
         return train(
             ROWS, dev_set(PAIRS), DOCUMENTS, training, tmp_path / folder,
-            against=against, checkpoints=kept, on_progress=on_progress,
+            against=known, checkpoints=kept, on_progress=on_progress,
         )  # fmt: skip
 
     def fail(step: int, *_: object) -> None:
-        if step == 11:
+        if step == 5:
             raise KeyboardInterrupt
 
     tune("undisturbed")
     with pytest.raises(KeyboardInterrupt):
         tune("model", checkpoints, fail)
-    others = dataclasses.replace(known, identity="of another model")
-    assert tune("other", checkpoints, against=others).resumed == 0
-    with pytest.raises(KeyboardInterrupt):
-        tune("model", checkpoints, fail)
-    assert tune("model", checkpoints).resumed == 10
+    assert tune("model", checkpoints).resumed == 4
     weights = "query_0_Transformer/model.safetensors"
     assert (tmp_path / "model" / weights).read_bytes() == (tmp_path / "undisturbed" / weights).read_bytes()
+
+
+def test_a_checkpoint_is_of_certain_documents() -> None:
+    """Other documents, or those of another model, are another run."""
+    examples, vectors, texts, _ = _random(12, 3)
+    known = Documents(Path(), "x", texts, vectors)
+    others = [dataclasses.replace(known, identity="y"), dataclasses.replace(known, texts=[*texts[:-1], "d11 "])]
+    prints = [Corpus(one, examples, (8,), 0).fingerprint for one in (known, known)]
+    assert prints[0] == prints[1]
+    examples = Examples(rows(("q0", "d0", [])))
+    assert len({Corpus(one, examples, (8,), 0).fingerprint for one in (known, *others)}) == 3
 
 
 def test_an_average_is_chosen_on_dev_and_lies_on_the_way(base: Path, tmp_path: Path) -> None:
