@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import orjson
+import pyarrow as pa
 import pytest
 
-from tasks import night, runs
+from tasks import audit, night, runs
 from tasks.audit import blame, ranks, sample, texts
-from tasks.config import Checks, Gate, Training
+from tasks.config import Checks, Gate, Limits, Training
 from tasks.dataset import build
+from tasks.intake import with_origin
+from tasks.parsing import parse
 from tasks.records import Audited, UploadAudit
 from tasks.report.labels import blamed
 from tasks.runs import Run
@@ -257,3 +261,36 @@ def test_suspects_are_printed_with_nothing_that_a_terminal_obeys(
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert ended.value.code == 2
+
+
+class _Fixed:
+    """An encoder that knows the vectors of its texts."""
+
+    def __init__(self, vectors: dict[str, np.ndarray]) -> None:
+        self._vectors = vectors
+        self.dimension = 48
+
+    def key(self, role: str) -> str:
+        return role
+
+    def encode(self, texts: Sequence[str], role: str, *, on_progress: object = None) -> np.ndarray:  # noqa: ARG002
+        return np.stack([self._vectors[text] for text in texts])
+
+
+def test_a_labeller_is_judged_as_an_upload_is() -> None:
+    """Three labellers in one upload, of whom one shuffles: named, and so are the lines of that one."""
+    queries, documents = _world(8, 300)
+    who = ["ann"] * 100 + ["bob"] * 100 + ["eve"] * 100
+    document = np.arange(300)
+    document[100:200] = np.roll(document[100:200], 1)
+    lines = [{"query": f"query {i}", "document": f"text {document[i]}", "labeller": who[i]} for i in range(300)]
+    body = b"".join(orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE) for line in lines)
+    parts = [with_origin("pairs/a.jsonl", one.rows) for one in parse("pairs/a.jsonl", body, Limits())]
+    table = pa.Table.from_batches(parts).append_column("commit", pa.array([1] * 300, pa.int64()))
+    vectors = {f"query {i}": queries[i] for i in range(300)} | {f"text {i}": documents[i] for i in range(300)}
+    encoders = {side: _Fixed(vectors) for side in ("candidate", "production")}
+    found, suspects = audit.look(audit.Night(table, build(table, TRAIN_ALL), encoders, 0, 0, "base", 0))
+    assert [one.name for one in found.uploads if one.named] == ["pairs/a.jsonl", "labeller bob"]
+    wrong = [line for line in map(orjson.loads, suspects.splitlines()) if line["kind"] == "label"]
+    assert len(wrong) > 50
+    assert all(101 <= line["line"] <= 200 for line in wrong)

@@ -29,6 +29,7 @@ class Columns(NamedTuple):
     score: str | None = None
     slice: str | None = None
     source: str | None = None
+    labeller: str | None = None
     scored: bool = False
     """Whether every row needs a score."""
     constant: bool = False
@@ -95,6 +96,7 @@ class Plan:
             score=score,
             slice=one("slice"),
             source=one("source"),
+            labeller=one("labeller"),
             scored=pair.symmetric and not self.judged,
             constant=self.constant,
             title=one("title"),
@@ -192,8 +194,7 @@ class _Decision:
             roles |= dict.fromkeys(self._negatives(), "negatives")
             if "slice" in self._columns:
                 roles["slice"] = "slice"
-            if self._names_sources():
-                roles["source"] = "source"
+            roles |= {name: name for name in ("source", "labeller") if self._names_few(name)}
         roles |= self._title()
         if self._survey.kind != "corpus":
             for name in self._unknown(roles):
@@ -216,9 +217,9 @@ class _Decision:
             constant=self._constant,
         )
 
-    def _names_sources(self) -> bool:
-        """Whether `source` holds a few words, such as clicks and experts, which are judged apart like slices."""
-        column = self._columns.get("source")
+    def _names_few(self, name: str) -> bool:
+        """Whether `source` or `labeller` holds a few words, such as clicks and experts, which are judged apart."""
+        column = self._columns.get(name)
         if column is None or column.many or column.lists or column.objects:
             return False
         return column.texts > 0 and column.low == float("inf")

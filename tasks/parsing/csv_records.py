@@ -190,7 +190,15 @@ class CsvRecords:
         columns = plan.columns(self._header)
         if isinstance(columns, str):
             raise RefusedError(columns, "each name may be there once")
-        named = (*columns.negatives, columns.score, columns.slice, columns.source, columns.title, columns.judgement)
+        named = (
+            *columns.negatives,
+            columns.score,
+            columns.slice,
+            columns.source,
+            columns.labeller,
+            columns.title,
+            columns.judgement,
+        )
         optional = [name for name in named if name is not None]
         size = rows = 0
         for found in self._sure_records():

@@ -208,7 +208,13 @@ def _open(body: bytes) -> pq.ParquetFile:
 def _may_matter(name: str, kind: pa.DataType) -> bool:
     """Whether the values of a column have to be looked at, to know what the rows mean."""
     name = plain(name)
-    named = name in JUDGEMENTS or name in SCORES or name in TITLES or name in {"slice", "source"} or is_negatives(name)
+    named = (
+        name in JUDGEMENTS
+        or name in SCORES
+        or name in TITLES
+        or name in {"slice", "source", "labeller"}
+        or is_negatives(name)
+    )
     may_tell = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or _is_text(kind)
     return named or name == "answer" or (may_judge(name) and may_tell)
 
@@ -251,7 +257,7 @@ def _with_offsets(lists: pa.Array) -> pa.Array:
 
 
 def _names(columns: Columns) -> list[str]:
-    others = (columns.score, columns.slice, columns.source, columns.title, columns.judgement)
+    others = (columns.score, columns.slice, columns.source, columns.labeller, columns.title, columns.judgement)
     parts = (columns.query, columns.document, *columns.negatives, *others)
     return [name for name in parts if name is not None]
 
@@ -295,7 +301,7 @@ def _check_type(name: str, kind: pa.DataType, *, is_text: bool) -> None:
         sound, wanted = _is_number(kind) or pa.types.is_null(kind), "numbers"
     elif is_negatives(called):
         sound = _is_text(kind) or pa.types.is_null(kind) or of_texts
-    elif called in TITLES or called in {"slice", "source"}:
+    elif called in TITLES or called in {"slice", "source", "labeller"}:
         sound = _is_text(kind) or pa.types.is_null(kind)
     else:
         sound, wanted = not pa.types.is_nested(kind) and not pa.types.is_binary(kind), "judgements"

@@ -26,6 +26,7 @@ PARSED: Final = pa.schema(
         ("score", pa.float64()),
         ("slice", pa.string()),
         ("source", pa.string()),
+        ("labeller", pa.string()),
         ("line", pa.int64()),
     ]
 )
@@ -84,6 +85,7 @@ class Rows:
     score: list[float | None] = field(default_factory=list)
     slice: list[str | None] = field(default_factory=list)
     source: list[str | None] = field(default_factory=list)
+    labeller: list[str | None] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0
@@ -180,8 +182,8 @@ class Rows:
         self.negatives.append(negatives)
         self.score.append(None if columns.constant else score)
         self.slice.append(cut)
-        source = None if columns.source is None else row[columns.source]
-        self.source.append(source if type(source) is str and source.strip() else None)
+        self.source.append(_name(row, columns.source))
+        self.labeller.append(_name(row, columns.labeller))
         self.line.append(line)
         return None
 
@@ -211,12 +213,18 @@ class Rows:
 
     def chunk(self) -> Chunk:
         """Everything since the last chunk."""
-        columns = [self.query, self.document, self.negatives, self.score, self.slice, self.source, self.line]
-        arrays = [pa.array(column, part.type) for column, part in zip(columns, PARSED, strict=True)]
+        arrays = [pa.array(getattr(self, part.name), part.type) for part in PARSED]
         done = Chunk(pa.RecordBatch.from_arrays(arrays, schema=PARSED), self.rejected)
         self.query, self.document, self.negatives, self.score = [], [], [], []
-        self.slice, self.source, self.line, self.rejected, self.size = [], [], [], [], 0
+        self.slice, self.source, self.labeller, self.line = [], [], [], []
+        self.rejected, self.size = [], 0
         return done
+
+
+def _name(row: Mapping[str, Any], column: str | None) -> str | None:
+    """Who or what a label comes from, where a row says so."""
+    name = None if column is None else row[column]
+    return name if type(name) is str and name.strip() else None
 
 
 def fault(part: str, text: object, most: int) -> str | None:
