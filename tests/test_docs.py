@@ -202,7 +202,7 @@ _FOR_PEOPLE = frozenset(
         *("CliError", "UsageError", "StackError", "RunError", "DeployError", "DrainError", "SettingsError"),
         *("StoreError", "LogError", "SplitError", "RegistryError", "RefusedError", "VersionError", "LedgerError"),
         *("TrialError", "ConvertError", "GuardError", "ModelError", "TrainingError", "ApprovalError"),
-        *("TargetError", "GoneError", "SwitchedError", "VerificationError", "IndexSecretError"),
+        *("TargetError", "NoIndexError", "GoneError", "SwitchedError", "VerificationError", "IndexSecretError"),
         *("DocumentsError", "ShardError", "ProductionMovedError", "RayError"),
     }
 )

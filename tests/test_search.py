@@ -8,11 +8,15 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from deployments.cli.common import console
+from deployments.cli.common import CliError, console
 from deployments.demo import index as demo_index
-from tasks.index import TargetError, open_target
+from tasks import index
+from tasks.encoding import BF16, CachedEncoder, ModelEncoder, VectorCache
+from tasks.index import open_target
 from tasks.index.comparison import Comparison, compare
-from tasks.registry import BASE, promote, publish, read_production
+from tasks.records import Moved, Scored, SideScored
+from tasks.registry import BASE, promote, publish, pull, read_production
+from tasks.runs import SCORED, Run
 from tasks.scoring import serving
 from tasks.storage import Store
 from tests import tiny_models
@@ -27,6 +31,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return [
         tiny_models.save(tmp_path_factory.mktemp(pooling), pooling=pooling) for pooling in ("mean", "cls", "lasttoken")
     ]
+
+
+@pytest.fixture(autouse=True)
+def _base(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What serves before anything is promoted."""
+    monkeypatch.setattr("tasks.index.serving.BUNDLED_MODEL", str(models[0]))
 
 
 @pytest.fixture
@@ -47,8 +57,9 @@ def _promote(store: Store, folder: Path) -> str:
     return version
 
 
-def _compared(store: Store, base: Path, work: Path, k: int = 5) -> Comparison:
-    return compare(store, open_target(None, store=store.url, work=work), "the quick fox", k, str(base), work)
+def _compared(store: Store, work: Path, k: int = 5, steps: list[str] | None = None) -> Comparison:
+    said = [] if steps is None else steps
+    return compare(store, open_target(None, store=store.url, work=work), "the quick fox", k, work, said.append)
 
 
 def test_the_model_before_is_shown_without_an_index_of_its_own(
@@ -57,7 +68,11 @@ def test_the_model_before_is_shown_without_an_index_of_its_own(
     """As after the demo: the base model's vectors are computed, or come from the cache of the night."""
     version = _promote(filled, models[1])
     assert demo_index.build(filled, tmp_path) == COUNT
-    found = _compared(filled, models[0], tmp_path, COUNT)
+    steps: list[str] = []
+    found = _compared(filled, tmp_path, COUNT, steps)
+    assert steps == [f"encoding {COUNT} documents by the base model, which has no index here; they are kept"]
+    assert _compared(filled, tmp_path, COUNT, steps) == found
+    assert len(steps) == 1
     assert found.before is not None
     assert (found.before.model, found.after.model) == ("the base model", f"version {version}")
     assert {hit.text for hit in found.before.hits} == {hit.text for hit in found.after.hits}
@@ -68,18 +83,31 @@ def test_the_model_before_is_shown_without_an_index_of_its_own(
     assert demo_index.build(filled, tmp_path) == COUNT
 
 
+def test_what_a_night_has_encoded_is_not_encoded_again(filled: Store, models: list[Path], tmp_path: Path) -> None:
+    """Its cached vectors, on the numeric path that it chose, fill the index; another path's do not."""
+    version = _promote(filled, models[1])
+    side = SideScored(version=None, fingerprint="c", scores={}, by_dimension={})
+    scored = Scored(candidate=side, production=side, counts={}, moved=Moved(), serving=[], numeric_path=BF16.name)
+    Run(filled, version).once(SCORED, lambda: scored)
+    texts = [f"the {'quick ' * i}fox number {i}" for i in range(4)]
+    folder = pull(filled, version, tmp_path / "models" / version)
+    CachedEncoder(ModelEncoder.open(folder, BF16), VectorCache(tmp_path / "vectors", filled)).encode(texts, "document")
+    serves = index.find_serving(filled, tmp_path)
+    assert index.embed(filled, serves, tmp_path, workers=0).encoded == COUNT - len(texts)
+
+
 def test_the_former_index_is_used_while_the_target_has_it(filled: Store, models: list[Path], tmp_path: Path) -> None:
     """After a second promotion both sides are searches of an index."""
     first = _promote(filled, models[1])
     demo_index.build(filled, tmp_path)
     second = _promote(filled, models[2])
-    lagging = _compared(filled, models[0], tmp_path)
+    lagging = _compared(filled, tmp_path)
     assert lagging.after.model == f"version {first}"
     assert lagging.notes == (
         f"version {second} is in production, but the index is still that of version {first}: run `ratchet reindex`",
     )
     demo_index.build(filled, tmp_path)
-    found = _compared(filled, models[0], tmp_path)
+    found = _compared(filled, tmp_path)
     assert found.before is not None
     assert (found.before.model, found.after.model) == (f"version {first}", f"version {second}")
     assert found.before.how == f"{COUNT} documents, its former index"
@@ -87,13 +115,10 @@ def test_the_former_index_is_used_while_the_target_has_it(filled: Store, models:
     assert found.notes == ()
 
 
-def test_before_any_promotion_there_is_one_side(
-    filled: Store, models: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_before_any_promotion_there_is_one_side(filled: Store, tmp_path: Path) -> None:
     """The base model alone."""
-    monkeypatch.setattr("tasks.index.serving.BUNDLED_MODEL", str(models[0]))
     demo_index.build(filled, tmp_path)
-    found = _compared(filled, models[0], tmp_path)
+    found = _compared(filled, tmp_path)
     assert (found.before, found.after.model) == (None, "the base model")
     assert found.notes == ("nothing served before: after a promotion both models are shown side by side",)
     target = open_target(None, store=filled.url, work=tmp_path)
@@ -118,8 +143,7 @@ def test_the_command_shows_both_sides_and_nothing_that_a_terminal_obeys(
     monkeypatch.setenv("RATCHET_WORK", str(tmp_path))
     monkeypatch.setenv("RATCHET_STORE", filled.url)
     monkeypatch.setenv("COLUMNS", "160")
-    monkeypatch.setattr("tasks.index.serving.BUNDLED_MODEL", str(models[0]))
-    with pytest.raises(TargetError, match="has no index yet: run `ratchet reindex`"):
+    with pytest.raises(CliError, match=f"has no index yet: run `ratchet reindex --store {filled.url}`"):
         _ratchet(filled, "the quick fox")
     version = _promote(filled, models[1])
     demo_index.build(filled, tmp_path)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.common import StateOption, StoreOption, connect, console, hush, state_folder
+from deployments.cli.common import CliError, StateOption, StoreOption, connect, console, hush, say, state_folder
 from deployments.cli.indexing import TargetOption
 from deployments.cli.stack import DEMO
 from deployments.stack import local
@@ -37,17 +37,29 @@ def search(
     from flows.context import work_folder
     from tasks.index import open_target
     from tasks.index.comparison import compare
-    from tasks.index.serving import last_base_model
 
     with _opened(state, store) as opened:
         work = work_folder()
         found_in = open_target(target, store=opened.url, work=work)
-        with contextlib.closing(found_in):
-            found = compare(opened, found_in, question, k, last_base_model(opened), work)
+        with contextlib.closing(found_in), _with_store(opened):
+            found = compare(opened, found_in, question, k, work, say)
     console.print(f"[dim]{escape(opened.url)}, {escape(found_in.address)}[/]\n")
     console.print(hits.comparison(found))
     for note in hits.notes(found):
         console.print(note)
+
+
+@contextlib.contextmanager
+def _with_store(store: Store) -> Iterator[None]:
+    """Where there is no index yet, say how to make one for this store."""
+    from tasks.index.targets import NoIndexError
+
+    try:
+        yield
+    except NoIndexError as error:
+        raise CliError(
+            f"{store.url} has no index yet: run `ratchet reindex --store {store.url}`, with the same --target"
+        ) from error
 
 
 @contextlib.contextmanager

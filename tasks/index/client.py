@@ -22,7 +22,7 @@ from typing import Final
 import numpy as np
 
 from tasks.index.encoder import folder_of
-from tasks.index.targets import GoneError, Hit, Live, Target, TargetError
+from tasks.index.targets import GoneError, Hit, Live, NoIndexError, Target, TargetError
 from tasks.storage import Store
 
 QueryEncoder = Callable[[Sequence[str]], np.ndarray]
@@ -73,7 +73,7 @@ class Searcher:
         for _ in range(_ATTEMPTS):
             live = self._target.live()
             if live is None:
-                raise TargetError(f"{self._target.address} has no index yet: run `ratchet reindex`")
+                raise NoIndexError(f"{self._target.address} has no index yet: run `ratchet reindex`")
             ready = self._for(live)
             try:
                 return Answer(ready.live, self._target.search(ready.live.index.name, ready.encode(queries), k))

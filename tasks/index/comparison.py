@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import numpy as np
 
-from tasks import runs
+from tasks.encoding import FP32, CachedEncoder, ModelEncoder, VectorCache, text_hash
 from tasks.index import shards
 from tasks.index.build import Build, read_build
-from tasks.index.client import Searcher, query_encoders
-from tasks.index.encoder import folder_of
+from tasks.index.client import QueryEncoder, Searcher, query_encoders
+from tasks.index.encoder import folder_of, path_of_night
+from tasks.index.serving import last_base_model
 from tasks.index.targets import Hit, Live, Target
 from tasks.registry import BASE, name_of, read_production
 from tasks.storage import Store
 
-if TYPE_CHECKING:
-    from tasks.encoding import NumericPath
-
-MOST_DOCUMENTS: Final = 20_000
-"""Up to this many documents are compared with a model that has no index; more would take minutes."""
+_MOST_DOCUMENTS: Final = 10_000
+"""Up to this many documents are compared by a model that has no index: to encode more would take long."""
 
 
 @dataclass(frozen=True)
@@ -42,35 +42,63 @@ class Comparison:
     notes: tuple[str, ...]
 
 
-def compare(store: Store, target: Target, query: str, k: int, base_model: str, work: Path) -> Comparison:
+def compare(
+    store: Store,
+    target: Target,
+    query: str,
+    k: int,
+    work: Path,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> Comparison:
     """Search the index that serves, and the documents as the model before it would have them.
 
     The former index is used where the target still has it. Otherwise the model before encodes the documents, those
-    left out whose vectors a night has cached on this machine, and every document is compared.
+    left out whose vectors a night has cached on this machine, and every document is compared; `on_step` says so.
 
     Raises TargetError where there is no index yet, RegistryError, ModelError, StoreError.
     """
-    load = query_encoders(store, work, base_model)
-    answer = Searcher(target, load).search([query], k)
+    places = _Places(store, target, work, last_base_model(store))
+    answer = Searcher(target, places.load).search([query], k)
     live = answer.live
     after = Side(_named(live.model), answer.hits[0], _among(live, "its index"))
-    notes = list(_notes(store, live))
-    former = next((one for one in target.served() if one.model != live.model), None)
-    if former is not None:
-        hits = target.search(former.index.name, load(former.model)([query]), k)[0]
-        return Comparison(Side(_named(former.model), hits, _among(former, "its former index")), after, tuple(notes))
-    before = _before(store, live)
+    before, note = _earlier_side(places, live, query, k, on_step)
+    return Comparison(before, after, tuple(one for one in (_lag(store, live), note) if one))
+
+
+@dataclass(frozen=True)
+class _Places:
+    """Where models, documents and indexes are."""
+
+    store: Store
+    target: Target
+    work: Path
+    base_model: str
+
+    def load(self, model: str) -> QueryEncoder:
+        """The query encoder of a model."""
+        return query_encoders(self.store, self.work, self.base_model)(model)
+
+
+def _earlier_side(
+    places: _Places, live: Live, query: str, k: int, on_step: Callable[[str], None]
+) -> tuple[Side | None, str]:
+    """What the model before finds; or None, and why."""
+    kept = next((one for one in places.target.served() if one.model != live.model), None)
+    if kept is not None:
+        hits = places.target.search(kept.index.name, places.load(kept.model)([query]), k)[0]
+        return Side(_named(kept.model), hits, _among(kept, "its former index")), ""
+    before = _before(places.store, live)
     if before is None:
-        notes.append("nothing served before: after a promotion both models are shown side by side")
-    elif live.contents.count > MOST_DOCUMENTS:
-        notes.append(
-            f"{_named(before)}, which served before, has no index here any more, and {live.contents.count:,} documents "
-            "are too many to encode for one question"
+        return None, "nothing served before: after a promotion both models are shown side by side"
+    if live.contents.count > _MOST_DOCUMENTS:
+        return None, (
+            f"{_named(before)}, which served before, has no index here, and {live.contents.count:,} documents are too "
+            "many to compare one by one"
         )
-    else:
-        hits = _exactly(store, live, before, query, k, base_model, work)
-        return Comparison(Side(_named(before), hits, _among(live, "vectors of the night")), after, tuple(notes))
-    return Comparison(None, after, tuple(notes))
+    former = _former(places, live, before)
+    if former.unknown:
+        on_step(f"encoding {former.unknown:,} documents by {_named(before)}, which has no index here; they are kept")
+    return Side(_named(before), former.search(query, k), _among(live, "every one compared")), ""
 
 
 def _named(model: str) -> str:
@@ -81,15 +109,15 @@ def _among(live: Live, where: str) -> str:
     return f"{live.contents.count:,} documents, {where}"
 
 
-def _notes(store: Store, live: Live) -> list[str]:
+def _lag(store: Store, live: Live) -> str:
     """Where the index lags behind production."""
     production = read_production(store)
     serves = BASE if production is None or production.version is None else production.version
     if serves == live.model:
-        return []
-    return [
+        return ""
+    return (
         f"{_named(serves)} is in production, but the index is still that of {_named(live.model)}: run `ratchet reindex`"
-    ]
+    )
 
 
 def _before(store: Store, live: Live) -> str | None:
@@ -104,17 +132,37 @@ def _before(store: Store, live: Live) -> str | None:
     return None if before == live.model else before
 
 
-def _exactly(store: Store, live: Live, model: str, query: str, k: int, base_model: str, work: Path) -> list[Hit]:
-    """Compare every document of the index that serves, by another model; vectors of earlier nights are used."""
-    from tasks.encoding import CachedEncoder, ModelEncoder, VectorCache
+@dataclass(frozen=True)
+class _Former:
+    """A model without an index here: every document is compared by its vectors, which are cached on this machine.
 
-    ids, texts = _documents(store, read_build(store, live.index.name))
-    own = ModelEncoder.open(folder_of(store, model, base_model, work), _path_of_night(store))
-    # the cache of this machine alone: a search writes nothing to the store
-    encoder = CachedEncoder(own, VectorCache(work / "vectors"))
-    scores = encoder.encode(texts, "document") @ own.encode([query], "query")[0]
-    best = np.argsort(-scores, kind="stable")[:k]
-    return [Hit(ids[row], texts[row], {}, float(scores[row])) for row in best]
+    A night has cached those of its corpus; others are encoded, and cached too. A search writes nothing to the store.
+    """
+
+    encoder: ModelEncoder
+    cache: VectorCache
+    ids: list[str]
+    texts: list[str]
+
+    @cached_property
+    def unknown(self) -> int:
+        """Documents that have to be encoded."""
+        known = self.cache.open(self.encoder.key("document"), self.encoder.dimension)
+        return sum(text_hash(text) not in known for text in self.texts)
+
+    def search(self, query: str, k: int) -> list[Hit]:
+        """The k nearest documents."""
+        vectors = CachedEncoder(self.encoder, self.cache).encode(self.texts, "document")
+        scores = vectors @ self.encoder.encode([query], "query")[0]
+        best = np.argsort(-scores, kind="stable")[:k]
+        return [Hit(self.ids[row], self.texts[row], {}, float(scores[row])) for row in best]
+
+
+def _former(places: _Places, live: Live, model: str) -> _Former:
+    ids, texts = _documents(places.store, read_build(places.store, live.index.name))
+    path = path_of_night(places.store, live.model) or FP32
+    encoder = ModelEncoder.open(folder_of(places.store, model, places.base_model, places.work), path)
+    return _Former(encoder, VectorCache(places.work / "vectors"), ids, texts)
 
 
 def _documents(store: Store, build: Build) -> tuple[list[str], list[str]]:
@@ -126,13 +174,3 @@ def _documents(store: Store, build: Build) -> tuple[list[str], list[str]]:
         ids += rows.ids
         texts += rows.texts
     return ids, texts
-
-
-def _path_of_night(store: Store) -> NumericPath:
-    """The numeric path of the night that promoted what serves: its cached vectors are by that path."""
-    from tasks.encoding import BF16, FP32, PLAIN
-
-    production = read_production(store)
-    scored = runs.Run(store, production.run_id).find(runs.SCORED) if production is not None else None
-    name = scored.numeric_path if scored is not None else ""
-    return {path.name: path for path in (PLAIN, FP32, BF16)}.get(name, FP32)

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from tasks.encoding import BF16, FP16, FP32, PLAIN, ModelEncoder, choose_path, resolve_model, text_hash
+from tasks.encoding import BF16, FP16, FP32, PLAIN, ModelEncoder, VectorCache, choose_path, resolve_model, text_hash
 from tasks.index import shards
 from tasks.index.shards import Shard
-from tasks.registry import BASE, pull
-from tasks.runs import once
-from tasks.storage import Store
+from tasks.registry import BASE, pull, read_production
+from tasks.runs import SCORED, Run, once
+from tasks.storage import Store, StoreError
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+
+    from tasks.encoding import NumericPath
+    from tasks.encoding.cache import Blocks
 
 _PATHS: Final = {path.name: path for path in (BF16, FP16, FP32, PLAIN)}
 _SAMPLE: Final = 512
@@ -61,6 +65,20 @@ def folder_of(store: Store, version: str, base: str, work: Path) -> Path:
     return resolve_model(base) if version == BASE else pull(store, version, work / "models" / version)
 
 
+def path_of_night(store: Store, version: str) -> NumericPath | None:
+    """The numeric path of the night whose candidate a version was: its cached vectors are by that path.
+
+    None where it is not what serves, or the night did not say.
+    """
+    production = read_production(store)
+    if production is None or production.version != version:
+        return None
+    scored = None
+    with suppress(StoreError):  # a record of another release
+        scored = Run(store, production.run_id).find(SCORED)
+    return _PATHS.get(scored.numeric_path) if scored is not None else None
+
+
 @dataclass
 class ShardEncoder:
     """Makes the shards of one document encoder."""
@@ -69,6 +87,7 @@ class ShardEncoder:
     model: Model
     work: Path
     _loaded: ModelEncoder | None = field(default=None, init=False)
+    _cached: Blocks | None = field(default=None, init=False)
 
     def make(self, shard: Shard, older: list[str]) -> int:
         """Store a shard; returns how many texts were encoded for it. `older` are shards that may hold some already."""
@@ -77,10 +96,24 @@ class ShardEncoder:
         known = shards.known_vectors(self.store, self.model.identity, older, self.model.dimension, set(hashes))
         new = {digest: text for digest, text in zip(hashes, texts, strict=True) if digest not in known}
         if new:
-            encoded = self._encoder(list(new.values())).encode(list(new.values()), "document")
+            encoder = self._encoder(list(new.values()))
+            known.update(self._of_night(encoder, list(new)))
+            new = {digest: text for digest, text in new.items() if digest not in known}
+        if new:
+            encoded = encoder.encode(list(new.values()), "document")
             known.update(zip(new, encoded, strict=True))
         shards.write(self.store, self.model.identity, shard, np.stack([known[digest] for digest in hashes]))
         return len(new)
+
+    def _of_night(self, encoder: ModelEncoder, hashes: list[bytes]) -> dict[bytes, np.ndarray]:
+        """Vectors that a night has computed with this model, on this numeric path, and cached."""
+        if self._cached is None:
+            cache = VectorCache(self.work / "vectors", self.store)
+            self._cached = cache.open(encoder.key("document"), encoder.dimension)
+        there = [digest for digest in hashes if digest in self._cached]
+        vectors = np.empty((len(there), encoder.dimension), np.float32)
+        self._cached.read(there, vectors, np.arange(len(there)))
+        return dict(zip(there, vectors, strict=True))
 
     def _encoder(self, texts: list[str]) -> ModelEncoder:
         """The model on the numeric path that its first worker chose; loaded once."""
@@ -94,6 +127,7 @@ class ShardEncoder:
 
     def _chosen(self, model: SentenceTransformer, sample: list[str]) -> Chosen:
         def choose() -> Chosen:
-            return Chosen(self.model.version, self.model.dimension, choose_path([model], sample).name)
+            path = path_of_night(self.store, self.model.version) or choose_path([model], sample)
+            return Chosen(self.model.version, self.model.dimension, path.name)
 
         return once(self.store, encoder_key(self.model.identity), Chosen, choose)

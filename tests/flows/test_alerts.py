@@ -158,7 +158,7 @@ def test_the_password_of_the_index_is_in_a_block_alone(client: SyncPrefectClient
         moved = deploy.deploy(with_index, environment={**environment, "INDEX_PASSWORD": "hunter3"}, dry_run=True)
         assert moved == ["block ratchet-index: value changes"]
         assert (steps._password(target), steps._password("lancedb:"), steps._password(None)) == ("hunter2", None, None)
-        block = client.read_block_document_by_name("ratchet-index", "secret")
+        block = client.read_block_document_by_name("ratchet-index", "secret", include_secrets=False)
         assert "hunter" not in block.model_dump_json()
         assert "hunter" not in json.dumps(_standing(client)["deployments"])
         assert client.read_deployment_by_name("reindex/after-promotion").parameters["target"] == target

@@ -32,6 +32,10 @@ class GoneError(TargetError):
     """The index that was named is not in the target, or not any more."""
 
 
+class NoIndexError(TargetError):
+    """Nothing serves in the target yet."""
+
+
 @dataclass(frozen=True)
 class Index:
     """An index before it serves.
