@@ -14,7 +14,7 @@ from tasks.config import Checks, Gate, Training
 from tasks.runs import Run
 from tasks.splits import SPLIT_KEY
 from tasks.storage import Store
-from tests import tiny_models
+from tests import docs, tiny_models
 
 SPLIT = b'{"rule": 1, "salt": "queries of every kind on both sides", "dev": 0.05, "test": 0.3}'
 FIRST, SECOND = "20261101T033000Z-00000000", "20261102T033000Z-00000000"
@@ -50,7 +50,7 @@ def _columns(store: Store, run_id: str) -> dict[str, list[object]]:
 
 
 def test_what_training_saw_reaches_the_verdict(store: Store, tmp_path: Path) -> None:
-    """Documents that production alone was trained on are not new; near duplicates are marked; people get work."""
+    """Documents that production alone was trained on are not new; near duplicates are marked; guard sets speak."""
     base = tiny_models.save(tmp_path)
     store.put(SPLIT_KEY, SPLIT)
     store.put("pairs/a.jsonl", _pairs(0, 40))
@@ -63,7 +63,16 @@ def test_what_training_saw_reaches_the_verdict(store: Store, tmp_path: Path) -> 
     version = Run(store, FIRST).read(runs.CANDIDATE).version
     registry.promote(store, version, None, run_id=FIRST, who="test", reason="test", scores={"mrr": 0.5})
     store.put("pairs/b.jsonl", _pairs(100, 12))
+    store.put("guard/general/corpus.jsonl", b'{"_id": "1", "text": "a fox"}\n{"_id": "2", "text": "dogs"}\n')
+    store.put("guard/general/queries.jsonl", b'{"_id": "1", "text": "fox"}\n')
+    store.put("guard/general/qrels/test.tsv", b"1\t1\t1\n")
+    store.put("guard/broken/corpus.jsonl", b"{")
     judged = _night(store, SECOND, base, tmp_path)
+    broken, general = judged.guards
+    assert (broken.verdict, general.queries, set(general.deltas)) == ("not judged", 1, {"recall_at_10", "mrr"})
+    assert judged.verdict != "promoted"
+    assert any("guard/broken/: there is no qrels/test.tsv" in reason for reason in judged.reasons)
+    assert docs.undescribed(entry.key for entry in store.entries("")) == []
     scored = Run(store, SECOND).read(runs.SCORED)
     assert scored.by_similarity[-1].queries > 0
     decision = json.loads(store.get(Run(store, SECOND).key(runs.DECISION)).body)
