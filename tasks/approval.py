@@ -41,6 +41,16 @@ def find(store: Store, run_id: str) -> Approval | None:
     return Run(store, run_id).find(runs.APPROVAL)
 
 
+def waiting(store: Store) -> dict[str, Waiting]:
+    """The runs that wait for an answer now, by their ids."""
+    found = {run.run_id: run.find(runs.WAITING) for run in runs.unfinished(store)}
+    return {
+        run_id: one
+        for run_id, one in found.items()
+        if one is not None and _now() <= one.until and find(store, run_id) is None
+    }
+
+
 def answer(
     store: Store, run_id: str, decision: Literal["approved", "rejected"], *, by: str, comment: str = ""
 ) -> Approval:

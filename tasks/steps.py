@@ -313,12 +313,23 @@ def ask(store: str, outcome: Outcome, hours: float) -> Question:
     opened = Store.open(store)
     candidate = outcome.candidate.version if outcome.candidate else None
     waiting = approval.ask(opened, outcome.run_id, str(candidate), hours)
-    reasons = [f"The candidate passed the gate, and waits for a person until {waiting.until:%Y-%m-%d %H:%M} UTC."]
+    outcome = outcome.model_copy(update={"report": opened.uri(Run(opened, outcome.run_id).key(runs.REPORT))})
+    return report.question(outcome, waiting.until, _show_report(opened, outcome, waiting.until))
+
+
+def _show_report(store: Store, outcome: Outcome, until: datetime) -> str | None:
+    """Write the report of a night that waits, and show it; where it is in the UI, or None: then people ask without."""
+    reasons = [f"The candidate passed the gate, and waits for a person until {until:%Y-%m-%d %H:%M} UTC."]
     so_far = outcome.model_copy(update={"verdict": "held", "reasons": [*reasons, *outcome.reasons]})
-    page = night.write_report(opened, so_far)
+    try:
+        page = night.write_report(store, so_far)
+    except StoreError:
+        raise
+    except (LogError, ValueError, KeyError, TypeError):  # something of it is damaged
+        get_run_logger().exception("the candidate waits without a report")
+        return None
     shown = _show(lambda: create_markdown_artifact(page, key="report", description=f"waiting: {outcome.run_id}"))
-    address = url_for("artifact", shown) if shown else None
-    return report.question(outcome, waiting.until, address)
+    return url_for("artifact", shown) if shown else None
 
 
 @task(name="tell that a candidate waits", **_SHORT)

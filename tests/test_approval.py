@@ -135,22 +135,25 @@ def test_an_approval_does_not_move_a_production_that_has_changed(store: Store, w
 def _command(store: Store, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     with CliRunner().isolation() as (out, _, _), monkeypatch.context() as patch:
         patch.setattr(nights.console, "file", None)
-        app(["approve", *arguments, "--store", store.url], standalone_mode=False)
+        app([*arguments, "--store", store.url], standalone_mode=False)
         return out.getvalue().decode()
 
 
 def test_the_command_answers_once(store: Store, waiting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It says whom it names; a second one, and one of an unknown run, end with status 1 and say why."""
-    said = _command(store, monkeypatch, RUN, "--reject", "--by", "Ada", "--comment", "too [bold]soon[/]")
+    assert list(approval.waiting(store)) == [RUN]
+    assert f"Version {waiting} waits for approval until" in _command(store, monkeypatch, "history")
+    said = _command(store, monkeypatch, "approve", RUN, "--reject", "--by", "Ada", "--comment", "too [bold]soon[/]")
     given = approval.find(store, RUN)
     assert given is not None
     assert (given.answer, given.by, given.comment) == ("rejected", "Ada", "too [bold]soon[/]")
     assert "Rejected by Ada, as they named themselves, at " in said
     assert "too [bold]soon[/]" in said
+    assert approval.waiting(store) == {}
     with pytest.raises(CliError, match="has its answer already"):
-        _command(store, monkeypatch, RUN)
+        _command(store, monkeypatch, "approve", RUN)
     with pytest.raises(CliError, match="there is no run"):
-        _command(store, monkeypatch, "20261128T033000Z-ffffffff")
+        _command(store, monkeypatch, "approve", "20261128T033000Z-ffffffff")
 
 
 def test_the_form_and_the_alert_show_nothing_from_outside_as_markup() -> None:

@@ -30,7 +30,7 @@ def history(
 ) -> None:
     """List every change of production, and how the latest runs ended; or what served on one day."""
     from deployments.terminal import show
-    from tasks import registry
+    from tasks import approval, registry
     from tasks.runs import backwards
 
     opened = connect(state, store)
@@ -42,6 +42,9 @@ def history(
     show.to(console, show.ledger(changes) if changes else "Production has never changed: the base model serves.")
     for one in registry.held(opened):
         console.print(f"Held: {escape(str(one))}.")
+    for run_id, waits in approval.waiting(opened).items():
+        moment = f"{waits.until:%Y-%m-%d %H:%M} UTC"
+        console.print(f"Version {waits.candidate} waits for approval until {moment}: `ratchet approve {run_id}`.")
     latest = (run.outcome for run in islice(backwards(opened), runs))
     outcomes = [outcome for outcome in latest if outcome is not None]
     if outcomes:

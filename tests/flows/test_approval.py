@@ -14,6 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from playwright.sync_api import expect
+from prefect.blocks.system import Secret
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
@@ -114,6 +115,7 @@ def test_the_command_lets_the_night_go_on(better: str, night_store: Store, hook:
     (told,) = [one for one in hook.messages if one.subject == "Ratchet: a candidate waits"]
     assert "/runs/flow-run/" in told.body.splitlines()[-1]
     assert f"ratchet approve {outcome.run_id}" in told.body
+    assert f"Report: {night_store.url}/runs/{outcome.run_id}/report.html" in told.body
 
 
 def test_nobody_answers_in_time(better: str, night_store: Store) -> None:
@@ -197,7 +199,7 @@ def test_the_wait_outlives_an_api_that_is_away(
 def test_publishing_comes_after_the_verdict_and_cannot_change_it(
     better: str, night_store: Store, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The hub is away: promoted all the same, and told once; the next night, which is skipped, publishes."""
+    """The hub is away: promoted all the same, and told; the next night, skipped, publishes with a block's token."""
     with hub.running() as found:
         monkeypatch.setenv("RATCHET_HF_REPO", "team/search")
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
@@ -210,6 +212,8 @@ def test_publishing_comes_after_the_verdict_and_cannot_change_it(
         assert better in told.body
         assert hub.TOKEN not in told.body
         monkeypatch.setenv("HF_ENDPOINT", found.url)
+        monkeypatch.delenv("HF_TOKEN")
+        Secret(value=hub.TOKEN).save("ratchet-huggingface-token")
         assert retrain(store=night_store.url).verdict == "skipped"
         assert found.repositories["team/search"].files["model.safetensors"] == b"candidate"
     assert night_store.get("production.json").body == pointer
