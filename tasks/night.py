@@ -540,6 +540,8 @@ def promote(
     approval = Run(store, run_id).find(runs.APPROVAL)
     if approval is not None and approval.answer != "approved":
         return None, hold(store, run_id, f"{approval}.")
+    if approval is not None and (changed := _guards_changed(store, run_id)):  # it may have waited for hours
+        return None, hold(store, run_id, changed)
     try:
         change = move(
             store,
@@ -556,6 +558,15 @@ def promote(
     except (ProductionChangedError, RefusedError) as error:
         return None, hold(store, run_id, f"The candidate was better, but was not promoted: {error}.")
     return change, _promoted(change)
+
+
+def _guards_changed(store: Store, run_id: str) -> str:
+    """Which guard sets are not as they were scored; nothing where an earlier attempt of this run has promoted."""
+    from tasks.scoring import guards
+
+    scored = Run(store, run_id).find(runs.SCORED)
+    found = guards.changed(store, scored.guards if scored else ())
+    return " ".join(guards.vetoes(found)) if found and stands(store, run_id)[1] is None else ""
 
 
 def _base_documents(run: Run) -> str | None:

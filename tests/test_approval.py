@@ -120,6 +120,22 @@ def test_a_rejected_candidate_is_held(store: Store, waiting: str, late: bool) ->
     assert registry.read_production(store) is None
 
 
+def test_a_guard_set_that_changes_while_somebody_thinks_holds(store: Store, waiting: str) -> None:
+    """The candidate was not scored on it; a second attempt of a run that has promoted already promotes again."""
+    given = approval.answer(store, RUN, "approved", by="Ada")
+    store.put("guard/new/corpus.jsonl", b"")
+    change, why = _promote(store, waiting)
+    assert change is None
+    assert "Guard set 'new' came while the night ran" in why
+    assert registry.read_production(store) is None
+    store.delete(["guard/new/corpus.jsonl"])
+    assert _promote(store, waiting)[0] is not None
+    store.put("guard/new/corpus.jsonl", b"")
+    again, _ = _promote(store, waiting)
+    assert again is not None
+    assert again.approval == given
+
+
 def test_an_approval_does_not_move_a_production_that_has_changed(store: Store, waiting: str, tmp_path: Path) -> None:
     """While somebody was thinking another night promoted: held, and the pointer keeps its bytes."""
     other = published(store, tmp_path / "other", b"other")

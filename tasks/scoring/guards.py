@@ -266,22 +266,29 @@ def _trained(guarded: GuardSet, keys: Set[str]) -> int:
 
 def judge(run: Run, scored: Scored, gate: Gate) -> list[GuardResult]:
     """What each set says of the candidate; a set that is not as it was scored says that it cannot be judged."""
-    now = {one.name: one.digest for one in find(run.store)}
+    since = {one.name: one for one in changed(run.store, scored.guards)}
     prints = {side: scored.sides[side].fingerprint for side in (CANDIDATE, PRODUCTION)}
     results = []
     for one in scored.guards:
         if one.problem:
             results.append(_not_judged(one.name, f"cannot be read: {one.problem}."))
-        elif now.get(one.name) != one.digest:
-            results.append(
-                _not_judged(one.name, "changed while the night ran; the next night judges it as it is then.")
-            )
-        else:
+        elif one.name not in since:
             table = run.store.get(run.key(_key(one.name))).body
             results.append(_judge_set(one, table, prints, gate))
-    known = {one.name for one in scored.guards}
-    came = "came while the night ran, so that the candidate was not scored on it."
-    return [*results, *(_not_judged(name, came) for name in now if name not in known)]
+    told = {one.name for one in results}
+    return [*results, *(one for name, one in since.items() if name not in told)]
+
+
+def changed(store: Store, scored: Sequence[GuardScored]) -> list[GuardResult]:
+    """The sets that are not as they were scored: they cannot be judged."""
+    now, before = {one.name: one.digest for one in find(store)}, {one.name: one.digest for one in scored}
+    results = []
+    for name in sorted({*now, *before}):
+        if name not in before:
+            results.append(_not_judged(name, "came while the night ran, so that the candidate was not scored on it."))
+        elif now.get(name) != before[name]:
+            results.append(_not_judged(name, "changed while the night ran; the next night judges it as it is then."))
+    return results
 
 
 def _judge_set(one: GuardScored, table: bytes, prints: Mapping[str, str], gate: Gate) -> GuardResult:
