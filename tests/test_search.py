@@ -11,7 +11,7 @@ from deployments.cli import app
 from deployments.cli.common import CliError, console
 from deployments.demo import index as demo_index
 from tasks import index
-from tasks.encoding import BF16, CachedEncoder, ModelEncoder, VectorCache
+from tasks.encoding import BF16, FP32, CachedEncoder, ModelEncoder, NumericPath, VectorCache
 from tasks.index import open_target
 from tasks.index.comparison import Comparison, compare
 from tasks.records import Moved, Scored, SideScored
@@ -50,8 +50,12 @@ def filled(store: Store) -> Store:
     return store
 
 
-def _promote(store: Store, folder: Path) -> str:
+def _promote(store: Store, folder: Path, path: NumericPath = FP32) -> str:
+    """As a night does it: the version, how its vectors were computed, and the pointer."""
     version = publish(store, folder, serving.describe(folder))
+    side = SideScored(version=None, fingerprint="c", scores={}, by_dimension={})
+    scored = Scored(candidate=side, production=side, counts={}, moved=Moved(), serving=[], numeric_path=path.name)
+    Run(store, version).once(SCORED, lambda: scored)
     now = read_production(store)
     promote(store, version, now and now.etag, run_id=version, who="night", reason="better", scores={})
     return version
@@ -85,10 +89,7 @@ def test_the_model_before_is_shown_without_an_index_of_its_own(
 
 def test_what_a_night_has_encoded_is_not_encoded_again(filled: Store, models: list[Path], tmp_path: Path) -> None:
     """Its cached vectors, on the numeric path that it chose, fill the index; another path's do not."""
-    version = _promote(filled, models[1])
-    side = SideScored(version=None, fingerprint="c", scores={}, by_dimension={})
-    scored = Scored(candidate=side, production=side, counts={}, moved=Moved(), serving=[], numeric_path=BF16.name)
-    Run(filled, version).once(SCORED, lambda: scored)
+    version = _promote(filled, models[1], BF16)
     texts = [f"the {'quick ' * i}fox number {i}" for i in range(4)]
     folder = pull(filled, version, tmp_path / "models" / version)
     CachedEncoder(ModelEncoder.open(folder, BF16), VectorCache(tmp_path / "vectors", filled)).encode(texts, "document")
