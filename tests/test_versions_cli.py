@@ -69,7 +69,7 @@ def test_manifest_card_and_pull_name_the_least_versions(
     card = (tmp_path / "pulled" / "README.md").read_text()
     assert "It loads with sentence-transformers 6.0 and transformers 5.0 or later." in card
     for name, least in requires.items():
-        assert importlib.metadata.version(name).split(".")[:2] >= least.split(".")
+        assert int(importlib.metadata.version(name).partition(".")[0]) >= int(least.partition(".")[0])
     unknown = published(store, tmp_path / "other", b"other")
     assert "needs" not in run(store, monkeypatch, "pull", str(tmp_path / "unknown"), "--version", unknown)
 
