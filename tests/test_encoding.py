@@ -349,6 +349,21 @@ def test_a_vector_that_is_no_number_names_model_and_text(folder: Path) -> None:
     assert caught.value.index == 2
 
 
+@pytest.mark.parametrize("similarity", ["dot", "euclidean", "manhattan"])
+def test_vectors_that_are_compared_otherwise_than_by_the_cosine_are_refused(folder: Path, similarity: str) -> None:
+    """Wherever vectors are taken; of vectors of length 1 only the Manhattan distance ranks otherwise."""
+    import torch
+
+    other = encoding.load(folder, "cpu")
+    other.similarity_fn_name = similarity
+    encoder = ModelEncoder(other, "f" * 64, FP32)
+    if similarity != "manhattan":
+        assert encoder.encode(["a queue"], "query").shape == (1, 384)
+        other[-1] = torch.nn.Identity()  # in the place of Normalize
+    with pytest.raises(ModelError, match=rf"model ffffffffffff: its similarity function is '{similarity}'"):
+        encoder.encode(["a queue", "a bucket"], "document")
+
+
 # --- batches by token budget ---------------------------------------------------------------------------------
 
 

@@ -12,9 +12,10 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 from tasks.config import Training
+from tasks.dataset import EvaluationSet
 from tasks.encoding import FP32, ROLES, ModelEncoder, fingerprint, load, resolve_model
 from tasks.registry import publish, pull
-from tasks.scoring import describe
+from tasks.scoring import describe, score_side
 from tasks.storage import Store
 from tasks.training import TrainingError, train
 from tests import model_zoo
@@ -118,6 +119,30 @@ def test_a_chat_template_is_part_of_what_a_model_is(tmp_path: Path) -> None:
     before = fingerprint(made)
     (made / "chat_template.jinja").write_text(model_zoo.CHAT.replace("<", "["))
     assert fingerprint(made) != before
+
+
+def test_weights_that_no_file_holds_are_the_same_at_every_loading(tmp_path: Path) -> None:
+    """A masked language model has no pooler: drawn anew each time, it would make every candidate another one."""
+    [folder] = [kind.make(tmp_path / "made") for kind in FOLDERS if kind.name.startswith("masked language model")]
+    before = torch.get_rng_state()
+    first, again, other = (dict(load(folder, "cpu", seed=seed).named_parameters()) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert [name for name in first if not torch.equal(first[name], other[name])] == ["0.model.pooler.dense.weight"]
+
+
+def test_a_text_without_a_known_word_scores_0_with_everything(tmp_path: Path) -> None:
+    """Scored on such texts, the query ranks last, and everything else as always; training on them does no harm."""
+    odd = "\N{ALCHEMICAL SYMBOL FOR GOLD}"
+    base = model_zoo.static_without_marks(tmp_path / "base")
+    documents = ["the fox", "lazy dog", odd]
+    test = EvaluationSet(["fox", odd], [np.array([0]), np.array([2])], [None, None], np.zeros(2, np.bool_), 0)
+    scores = score_side(test, documents, ModelEncoder.open(base, FP32, device="cpu")).per_query["mrr"]
+    assert scores.tolist() == [1, 1 / 3]
+    rows = table(*[(f"fox {place}", f"the brown dog {place}", [], None) for place in range(7)], (odd, odd, [], None))
+    trained = train(rows, None, [], Training(base_model=str(base), batch_size=4, epochs=2), tmp_path / "candidate")
+    assert np.isfinite(trained.distance_from_base)
+    score_side(test, documents, ModelEncoder.open(tmp_path / "candidate", FP32, device="cpu"))
 
 
 def test_a_limit_beyond_the_positions_is_lowered_to_them(tmp_path: Path) -> None:

@@ -40,6 +40,10 @@ _LIBRARY: Final = 256
 """Texts per call of the library's own `encode`."""
 
 
+_UNIT: Final = 1e-2
+"""How far the length of a normalised vector may be from 1, in half precision too."""
+
+
 class VectorError(ModelError):
     """A model gave a vector that is not finite or has no direction; names the model and the text's index."""
 
@@ -170,7 +174,7 @@ def encode(
     0 with everything. `on_progress(done, total)` is called after each batch.
 
     Raises VectorError naming `name` and the index of the first text whose vector is not finite, or is zero for another
-    reason; ModelError where vectors have other dimensions than the model says.
+    reason; ModelError where vectors have other dimensions than the model says, or its similarity is not the cosine.
     """
     vectors = np.empty((len(texts), served(model).dimension), np.float32)
     done = 0
@@ -186,19 +190,29 @@ def encode(
                 done += len(rows)
                 if on_progress is not None:
                     on_progress(done, len(texts))
-    return _unit(vectors, name, may_be_zero=not reads_by_transformer(model, role))
-
-
-def _unit(vectors: np.ndarray, name: str, *, may_be_zero: bool) -> np.ndarray:
-    """Divide each row by its length; after a model's own Normalize module this changes only rounding."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    zero = norms[:, 0] == 0
-    bad = np.flatnonzero(~np.isfinite(norms[:, 0]) | (zero & (not may_be_zero)))
+    norms = np.linalg.norm(vectors, axis=1)
+    zero = norms == 0
+    bad = np.flatnonzero(~np.isfinite(norms) | (zero & reads_by_transformer(model, role)))
     if len(bad):
         raise VectorError(name, int(bad[0]))
     norms[zero] = 1
-    vectors /= norms
+    _check_similarity(model.similarity_fn_name, norms, name)
+    vectors /= norms[:, None]  # after a model's own Normalize module this changes only rounding
     return vectors
+
+
+def _check_similarity(similarity: str, norms: np.ndarray, name: str) -> None:
+    """Refuse a model whose similarity ranks otherwise than the cosine, by which everything here trains and ranks.
+
+    On vectors of length 1 the dot product and the Euclidean distance rank as the cosine does.
+    """
+    as_cosine = similarity in {"dot", "euclidean"} and bool((np.abs(norms - 1) <= _UNIT).all())
+    if similarity != "cosine" and not as_cosine:
+        raise ModelError(
+            f"{name}: its similarity function is {similarity!r}, and Ratchet trains and ranks by the cosine, which "
+            "would rank otherwise. Set similarity_fn_name to 'cosine' (a Normalize module as the last one does as "
+            "well, but for 'manhattan'), and save it"
+        )
 
 
 def _slabs(

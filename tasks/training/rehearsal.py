@@ -61,9 +61,6 @@ _FEW: Final = 8
 _LEAST_HALF: Final = 0.99
 """Least cosine of a vector in half precision to that in float32."""
 
-_UNIT: Final = 1e-3
-"""How far the length of a normalised vector may be from 1."""
-
 
 def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = None) -> None:
     """Save, publish, load and encode the untouched model that a training would start from.
@@ -89,7 +86,6 @@ def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = 
     cut = _vectors(model, list(_SHORT), PLAIN, described)
     restore()
     _check_distinct(cut, f"{described}, with texts of at most {training.max_length} tokens in training,")
-    _check_similarity(model, texts, described)
     _check_alone(model, texts, expected, described)
     with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
         afresh = _published(model, Path(scratch), described, device)
@@ -250,24 +246,6 @@ def _remedy(error: Exception) -> str:
     if isinstance(error, KeyError) and "sentence_embedding" in str(error):
         return ". Has it no Pooling module?"
     return ""
-
-
-def _check_similarity(model: SentenceTransformer, texts: list[str], described: str) -> None:
-    """Refuse a model whose similarity ranks otherwise than the cosine, by which everything here trains and ranks.
-
-    On vectors of length 1 the dot product and the Euclidean distance rank as the cosine does.
-    """
-    similarity = served(model).similarity
-    if similarity == "cosine":
-        return
-    both = (model.encode_query, model.encode_document)
-    lengths = np.concatenate([np.linalg.norm(library(texts, show_progress_bar=False), axis=1) for library in both])
-    if similarity == "manhattan" or np.abs(lengths[lengths > 0] - 1).max() > _UNIT:
-        raise TrainingError(
-            f"{described}: its similarity function is {similarity!r}, and Ratchet trains and ranks by the cosine, "
-            "which would rank otherwise. Set similarity_fn_name to 'cosine' (a Normalize module as the last one does "
-            "as well, but for 'manhattan'), and save it"
-        )
 
 
 def _check_alone(
