@@ -28,6 +28,7 @@ def test_the_sums_of_a_window() -> None:
         "queries": 3,
         "sums": {"recall_at_10": -0.5, "mrr": 0.0},
         "squares": {"recall_at_10": 1.25, "mrr": 0.0},
+        "clustered": None,
     }
     with pytest.raises(ValueError, match="not finite"):
         compare({"recall_at_10": serving, "mrr": serving * np.nan}, {"recall_at_10": before, "mrr": before}, None)
@@ -41,6 +42,36 @@ def test_a_loss_of_more_than_three_standard_errors_is_wrong() -> None:
     assert wrong.wrong == ["recall_at_10", "mrr"]
     assert (wrong.queries, wrong.gains["mrr"], wrong.version, wrong.first) == (100, -0.09, "before", 5)
     assert fine.wrong == []
+
+
+def test_queries_for_one_document_count_together() -> None:
+    """Of 100 queries ten lost: -0.1 / 0.03015 = -3.3 standard errors, if they ask for different documents.
+
+    All ten for one of ten documents: its sum is -10, so the variance of the sum is
+    (81 + 9) * 10 / 9 = 100, and -0.1 is one standard error of sqrt(100) / 100.
+    """
+    lost = np.array([1.0] * 10 + [0.0] * 90)
+    scores = {"recall_at_10": np.ones(100), "mrr": np.ones(100)}
+    fallen = {name: values - lost for name, values in scores.items()}
+
+    def wrong(clusters: np.ndarray | None) -> bool:
+        found = _confirm(compare(fallen, scores, None, clusters))
+        assert found is not None
+        return bool(found.wrong)
+
+    assert wrong(None)
+    assert wrong(np.arange(100))
+    assert wrong(np.arange(100) % 10), "one lost of each"
+    assert not wrong(np.arange(100) // 10)
+    assert not wrong(np.zeros(100, dtype=np.int64)), "one document says nothing about others"
+    together = compare(fallen, scores, None, np.arange(100) // 10).clustered
+    assert together is not None
+    assert (together.clusters, together.sizes, together.squares["mrr"], together.products["mrr"]) == (
+        10,
+        1000,
+        100,
+        -100,
+    )
 
 
 def test_either_metric_is_enough() -> None:

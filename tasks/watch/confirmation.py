@@ -26,6 +26,17 @@ A true loss of 5 points is seen 96% of the time by 400 queries.
 """
 
 
+class Clustered(BaseModel):
+    """Sums over the clusters of a window, by which its queries for one document count together; all of them add up."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    clusters: int
+    sizes: float = Field(description="Sum of the squared cluster sizes.")
+    squares: dict[str, float] = Field(description="Sum of the squared sums of the clusters, by decisive metric.")
+    products: dict[str, float] = Field(description="Sum of size times sum of the clusters, by decisive metric.")
+
+
 class Comparison(BaseModel):
     """What serves minus the version before it, on the queries of one window."""
 
@@ -35,6 +46,7 @@ class Comparison(BaseModel):
     queries: int
     sums: dict[str, float] = Field(description="Sum of the differences, by decisive metric.")
     squares: dict[str, float] = Field(description="Sum of their squares.")
+    clustered: Clustered | None = Field(None, description="By document; null in windows of older versions.")
 
 
 class Confirmation(BaseModel):
@@ -50,9 +62,15 @@ class Confirmation(BaseModel):
 
 
 def compare(
-    serving: dict[str, NDArray[np.float64]], before: dict[str, NDArray[np.float64]], version: str | None
+    serving: dict[str, NDArray[np.float64]],
+    before: dict[str, NDArray[np.float64]],
+    version: str | None,
+    clusters: NDArray[np.int64] | None = None,
 ) -> Comparison:
-    """Sum up the differences of a window. Raises ValueError for values that are not as many, or not finite."""
+    """Sum up the differences of a window; queries with equal numbers in `clusters` rise and fall together.
+
+    Raises ValueError for values that are not as many, or not finite.
+    """
     differences = {name: serving[name] - before[name] for name in DECISIVE}
     if not all(np.isfinite(values).all() for values in differences.values()):
         raise ValueError("a score is not finite")
@@ -61,6 +79,19 @@ def compare(
         queries=len(differences[DECISIVE[0]]),
         sums={name: float(values.sum()) for name, values in differences.items()},
         squares={name: float((values**2).sum()) for name, values in differences.items()},
+        clustered=None if clusters is None else _clustered(differences, clusters),
+    )
+
+
+def _clustered(differences: dict[str, NDArray[np.float64]], clusters: NDArray[np.int64]) -> Clustered:
+    _, cluster = np.unique(clusters, return_inverse=True)
+    sizes = np.bincount(cluster)
+    sums = {name: np.bincount(cluster, values) for name, values in differences.items()}
+    return Clustered(
+        clusters=len(sizes),
+        sizes=float((sizes**2).sum()),
+        squares={name: float((values**2).sum()) for name, values in sums.items()},
+        products={name: float((values * sizes).sum()) for name, values in sums.items()},
     )
 
 
@@ -71,13 +102,12 @@ def confirm(windows: Sequence[tuple[int, Comparison]]) -> Confirmation | None:
         windows: First commit and comparison of every window of what serves, oldest first.
     """
     queries, looked = 0, 0
-    sums, squares = dict.fromkeys(DECISIVE, 0.0), dict.fromkeys(DECISIVE, 0.0)
+    sums = dict.fromkeys(DECISIVE, 0.0)
     found = None
-    for first, window in windows:
+    for place, (first, window) in enumerate(windows, 1):
         queries += window.queries
         for name in DECISIVE:
             sums[name] += window.sums[name]
-            squares[name] += window.squares[name]
         due = sum(queries >= look for look in LOOKS)
         if due > looked:
             looked = due
@@ -85,7 +115,7 @@ def confirm(windows: Sequence[tuple[int, Comparison]]) -> Confirmation | None:
                 version=window.version,
                 queries=queries,
                 gains={name: sums[name] / queries for name in DECISIVE},
-                wrong=[name for name in DECISIVE if _is_below(sums[name], squares[name], queries)],
+                wrong=[name for name in DECISIVE if _is_below([one for _, one in windows[:place]], name)],
                 first=first,
             )
             if found.wrong:
@@ -93,8 +123,27 @@ def confirm(windows: Sequence[tuple[int, Comparison]]) -> Confirmation | None:
     return found
 
 
-def _is_below(total: float, squares: float, queries: int) -> bool:
-    """Whether a mean is more than `CRITICAL` standard errors below zero."""
-    mean = total / queries
-    deviation = math.sqrt(max(0.0, (squares - queries * mean**2) / (queries - 1)))
-    return mean < -CRITICAL * deviation / math.sqrt(queries)
+def _is_below(windows: Sequence[Comparison], name: str) -> bool:
+    """Whether a metric's mean is more than `CRITICAL` standard errors below zero."""
+    queries = sum(window.queries for window in windows)
+    mean = sum(window.sums[name] for window in windows) / queries
+    squares = sum(window.squares[name] for window in windows)
+    variance = max(0.0, (squares - queries * mean**2) / (queries - 1)) * queries  # of the sum of all differences
+    return mean < -CRITICAL * math.sqrt(max(variance, _clustered_variance(windows, name, mean))) / queries
+
+
+def _clustered_variance(windows: Sequence[Comparison], name: str, mean: float) -> float:
+    """Variance of the sum of all differences: the squared sums of clusters (Liang and Zeger 1986), by G / (G - 1).
+
+    In windows of older versions, which do not say, every query is a cluster. A document counts anew in each window.
+    """
+    clusters = squares = products = sizes = 0.0
+    for window in windows:
+        of = window.clustered
+        clusters += window.queries if of is None else of.clusters
+        squares += window.squares[name] if of is None else of.squares[name]
+        products += window.sums[name] if of is None else of.products[name]
+        sizes += window.queries if of is None else of.sizes
+    if clusters < 2:
+        return math.inf
+    return max(0.0, squares - 2 * mean * products + mean**2 * sizes) * clusters / (clusters - 1)

@@ -182,7 +182,8 @@ class _Fresh:
         version = str(self.production.version)
         serving, base = score(pulled(version)) or {}, score(self.origin.base_folder)
         before = base if self.origin.before is None else score(pulled(self.origin.before))
-        measured = measure(serving, self.production.scores, watch, _clusters(data.test))
+        clusters = _clusters(data.test)
+        measured = measure(serving, self.production.scores, watch, clusters)
         return Window(
             version=version,
             first=self.after + 1,
@@ -193,7 +194,7 @@ class _Fresh:
             promoted=dict(self.production.scores),
             below=measured.below,
             base={name: float(base[name].mean()) for name in DECISIVE} if base else {},
-            before=compare(serving, before, self.origin.before) if before else None,
+            before=compare(serving, before, self.origin.before, clusters) if before else None,
             run_id=run_id,
             at=runs.now(),
         )
