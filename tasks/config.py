@@ -160,6 +160,15 @@ class Training(Parameters):
         "and 1/2 of the way.",
     )
 
+    scoring_workers: int = _field(
+        0,
+        24,
+        "Actors of Ray that encode documents for the scores, on this machine or on the cluster of RAY_ADDRESS; 0: the "
+        "process of the run. For corpora of which a night would take hours.",
+        ge=0,
+        le=1_000,
+    )
+
     @field_validator("matryoshka_dims")
     @classmethod
     def _distinct_and_descending(cls, dims: tuple[int, ...]) -> tuple[int, ...]:
@@ -183,6 +192,7 @@ NOT_COMPUTED = frozenset(
         "gradient_checkpointing",
         "processes",
         "nodes",
+        "scoring_workers",
     }
 )
 """Settings of `Training` that change nothing about a run's steps: the starting model and the rows count by what they

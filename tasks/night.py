@@ -353,6 +353,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
         models = {side: encoding.load(folder) for side, folder in folders.items()}
         path = encoding.choose_path(list(models.values()), texts)
         encoders = {side: encoding.ModelEncoder.of(folders[side], models[side], path) for side in versions}
+        spread = _spread(store, {versions[side]: one for side, one in encoders.items()}, data, training, work)
         sides = {
             side: scoring.score_side(
                 data.test, data.documents, _cached(store, encoder, work), training.matryoshka_dims, on_progress
@@ -400,6 +401,7 @@ def score(  # noqa: PLR0913 # a step takes what `runs/<run_id>/` does not hold
             numeric_path=path.name,
             by_similarity=movers.by_similarity(table),
             guards=guarded,
+            on_ray=spread,
         )
 
     return run.once(runs.SCORED, scored)
@@ -824,6 +826,20 @@ def _model(store: Store, version: str | None, base_model: str, work: Path) -> Pa
     if version is None:
         return encoding.resolve_model(base_model)
     return registry.pull(store, version, work / "models" / version)
+
+
+def _spread(
+    store: Store, encoders: Mapping[str | None, ModelEncoder], data: Dataset, training: Training, work: Path
+) -> str:
+    """Fill the cache of vectors on Ray where that is asked for; says what it saved."""
+    if not training.scoring_workers:
+        return ""
+    from tasks import index
+
+    saved = index.prefill(
+        store, encoders, data.documents, base=training.base_model, work=work, workers=training.scoring_workers
+    )
+    return str(saved or "")
 
 
 def _cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:

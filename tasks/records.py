@@ -412,6 +412,7 @@ class Scored:
         by_similarity: The gain by how near training came to a query, the farthest first.
         guards: The guard sets that both were scored on.
         reindexing: What becomes of an index; None in runs of older versions.
+        on_ray: What encoding on Ray came to; empty where the process of the run encoded.
     """
 
     candidate: SideScored
@@ -424,6 +425,7 @@ class Scored:
     by_similarity: Sequence[Band] = ()
     guards: Sequence[GuardScored] = ()
     reindexing: Reindexing | None = None
+    on_ray: str = ""
 
     @property
     def sides(self) -> dict[str, SideScored]:

@@ -228,9 +228,12 @@ def score(
 ) -> Scored:
     """Score candidate and production on the same test set, and serve the candidate from a fresh process."""
     with Progress("scoring", "Texts encoded") as progress:
-        return night.score(
+        scored = night.score(
             Store.open(store), run_id, commit, candidate, production, training, gate, Path(work), progress
         )
+    if scored.on_ray:
+        get_run_logger().info("%s", scored.on_ray)
+    return scored
 
 
 @task(name="audit labels", **_LONG)

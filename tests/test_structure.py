@@ -22,6 +22,7 @@ HOMES = {
     "sentence_transformers": {"tasks/training/fine_tune.py", "tasks/encoding/"},
     "great_expectations": {"data_checks/"},
     "matplotlib": {"tasks/report/charts.py"},
+    "ray": {"tasks/index/on_ray.py"},
     "prefect": {"flows/", "tasks/steps.py", "tasks/alerts.py", "deployments/"},
 }
 

@@ -1,6 +1,7 @@
 """Documents to a search index with production's vectors: shards of vectors in the store, loaded into a target."""
 
 from tasks.index.documents import DocumentsError
+from tasks.index.filling import prefill
 from tasks.index.on_ray import RayError
 from tasks.index.renew import Renewed, Rule, follow
 from tasks.index.retention import retire
@@ -35,6 +36,7 @@ __all__ = [
     "follow",
     "load",
     "open_target",
+    "prefill",
     "retire",
     "switch",
     "takes_password",

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.index import on_ray, shards
 from tasks.index.documents import Documents
-from tasks.index.encoder import Model, ShardEncoder
-from tasks.index.on_ray import RayError, Work
+from tasks.index.encoder import Model, ShardEncoder, ShardWorker
+from tasks.index.on_ray import Done, RayError
 from tasks.index.shards import ShardError
 from tasks.index.targets import Contents, Index, contents_of
 from tasks.storage import Store
@@ -153,17 +153,20 @@ def _made(
     work: Path,
     missing: Mapping[str, list[str]],
     workers: int | None,
-) -> Iterator[on_ray.Made]:
+) -> Iterator[Done]:
     """Make the missing shards, here or on Ray."""
     new = (shard for shard in map(shards.shard_of, documents.parts()) if shard.name in missing)
     if not _on_ray(workers, len(missing)):
         encoder = ShardEncoder(store, model, work)
         for shard in new:
-            yield on_ray.Made(shard.name, encoder.make(shard, missing[shard.name]))
+            yield Done(shard.name, encoder.make(shard, missing[shard.name]), 0.0)
         return
     for shard in new:
         shards.stage(store, shard)
-    yield from on_ray.make(store, model, work, [Work(*one) for one in missing.items()], workers)
+    settings = {"store": store.url, "model": asdict(model), "work": str(work)}
+    # a list is never empty: a column of nothing but empty ones would have no type
+    rows = [{"name": name, "older": older or [""]} for name, older in missing.items()]
+    yield from on_ray.run(ShardWorker, settings, rows, workers)
 
 
 def _on_ray(workers: int | None, missing: int) -> bool:

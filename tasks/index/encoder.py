@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from tasks.encoding import BF16, FP16, FP32, PLAIN, ModelEncoder, VectorCache, choose_path, resolve_model, text_hash
 from tasks.index import shards
+from tasks.index.on_ray import Worker
 from tasks.index.shards import Shard
 from tasks.registry import BASE, pull, read_production
 from tasks.runs import SCORED, Run, once
@@ -131,3 +132,18 @@ class ShardEncoder:
             return Chosen(self.model.version, self.model.dimension, path.name)
 
         return once(self.store, encoder_key(self.model.identity), Chosen, choose)
+
+
+class ShardWorker(Worker):
+    """An actor that makes shards from their staged documents; connection and model are made with the first one."""
+
+    def __init__(self, store: str, model: dict[str, Any], work: str) -> None:
+        self._store, self._model, self._work = store, model, work
+        self._encoder: ShardEncoder | None = None
+
+    def do(self, row: dict[str, Any]) -> int:
+        """Make the shard `name`; `older` are shards that may hold some of its vectors."""
+        if self._encoder is None:
+            self._encoder = ShardEncoder(Store.open(self._store), Model(**self._model), Path(self._work))
+        shard = shards.read_staged(self._encoder.store, str(row["name"]))
+        return self._encoder.make(shard, [str(one) for one in row["older"] if one])

@@ -1,7 +1,7 @@
-"""Shards made by actors of Ray Data: on this machine, or on the cluster that `RAY_ADDRESS` names.
+"""Actors of Ray Data: on this machine, or on the cluster that `RAY_ADDRESS` names.
 
-What crosses between processes are names of shards and counts. Documents and vectors go through the store, and every
-worker verifies the model that it loads. Ray itself serialises with pickle: whoever reaches a cluster's ports runs
+What crosses between processes are names, texts and counts. Vectors go through the store, and every worker verifies the
+model that it loads. Ray itself serialises with pickle: whoever reaches a cluster's ports runs
 code on it, so those belong to a trusted network. On one machine all of them are bound to loopback and ask for a token
 that is made up for the run.
 """
@@ -12,24 +12,21 @@ import logging
 import os
 import secrets
 import socket
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from tasks.encoding import ModelError
-from tasks.index import shards
-from tasks.index.encoder import Model, ShardEncoder
 from tasks.index.shards import ShardError
 from tasks.registry import RegistryError
-from tasks.storage import Store, StoreError
+from tasks.storage import StoreError
 
 OBJECT_STORE_BYTES: Final = 200 << 20
-"""Shared memory of a local Ray: names and counts hardly use it."""
+"""Shared memory of a local Ray: names and counts hardly use it, and texts spill to disk."""
 
 _MOST_BLOCKS: Final = 2_000
-"""Blocks that the work is divided into; beyond that, one holds several shards."""
+"""Blocks that the work is divided into; beyond that, one holds several pieces."""
 
 _SECONDS: Final = 10
 """Within which a cluster has to answer."""
@@ -47,51 +44,48 @@ class RayError(Exception):
     """Ray could not be started or reached, or a worker failed; the message says what the worker said."""
 
 
-class Work(NamedTuple):
-    """A shard to make from its staged documents, and older ones that may hold some of its vectors."""
-
-    name: str
-    older: list[str]
-
-
-class Made(NamedTuple):
-    """A shard that is in the store, and how many texts were encoded for it."""
+class Done(NamedTuple):
+    """A piece of work that is in the store: its name, texts that were encoded for it, seconds that it took."""
 
     name: str
     encoded: int
+    seconds: float
 
 
-class _Worker:
-    """One actor: its own connection to the store, its own copy of the model, both made with the first shard."""
+class Worker:
+    """One actor. What it is given and gives are names, texts and numbers."""
 
-    def __init__(self, store: str, model: dict[str, Any], work: str) -> None:
-        self._store, self._model, self._work = store, model, work
-        self._encoder: ShardEncoder | None = None
+    def do(self, row: dict[str, Any]) -> int:
+        """Do one piece of work; returns how many texts were encoded."""
+        raise NotImplementedError
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
-        """Make a shard. What can go wrong is said in a text: Ray would pickle an exception, and bury its message."""
-        name, older = str(batch["name"][0]), [str(one) for one in batch["older"][0] if one]
-        row: dict[str, list[Any]] = {"name": [name], "encoded": [0], "failed": [""], "transient": [False]}
+        """Do it, and say in a text what went wrong: Ray would pickle an exception, and bury its message."""
+        row = {name: values[0] for name, values in batch.items()}
+        begun = time.monotonic()
+        encoded, failed, transient = 0, "", False
         try:
-            row["encoded"] = [self._make(name, older)]
+            encoded = self.do(row)
         except (StoreError, RegistryError, ModelError, ShardError, OSError) as error:
-            row |= {"failed": [f"{type(error).__name__}: {error}"], "transient": [isinstance(error, StoreError)]}
-        return row
+            failed, transient = f"{type(error).__name__}: {error}", isinstance(error, StoreError)
+        return {
+            "name": [str(row["name"])],
+            "encoded": [encoded],
+            "seconds": [time.monotonic() - begun],
+            "failed": [failed],
+            "transient": [transient],
+        }
 
-    def _make(self, name: str, older: list[str]) -> int:
-        if self._encoder is None:
-            self._encoder = ShardEncoder(Store.open(self._store), Model(**self._model), Path(self._work))
-        return self._encoder.make(shards.read_staged(self._encoder.store, name), older)
 
-
-def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers: int | None) -> Iterator[Made]:
-    """Make shards, and say of each when it is done; in any order.
+def run(
+    worker: type[Worker], settings: dict[str, Any], rows: Sequence[dict[str, Any]], workers: int | None
+) -> Iterator[Done]:
+    """Have actors do pieces of work, and say of each when it is done; in any order.
 
     Args:
-        store: Where they go; workers connect to it by its address, with the AWS settings of their own machine.
-        model: What encodes.
-        work: Folder for models on each machine.
-        wanted: Shards whose documents are staged.
+        worker: Class of the actors.
+        settings: Arguments with which each is made.
+        rows: Pieces of work, each with a `name`.
         workers: Actors; None: one for each GPU, or one for every four cores where there is none.
 
     Raises RayError, and StoreError where a worker met one.
@@ -99,11 +93,10 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
     with _connected(workers) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         cores = int(ray.cluster_resources().get("CPU", 1))
-        count = min(workers or gpus or max(1, cores // 4), len(wanted))
-        rows = [{"name": one.name, "older": one.older or [""]} for one in wanted]
-        dataset = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
-            _Worker,
-            fn_constructor_kwargs={"store": store.url, "model": asdict(model), "work": str(work)},
+        count = min(workers or gpus or max(1, cores // 4), len(rows))
+        dataset = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
+            worker,
+            fn_constructor_kwargs=settings,
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=count),
             num_cpus=0 if gpus else max(1, cores // count),
@@ -113,8 +106,8 @@ def make(store: Store, model: Model, work: Path, wanted: Sequence[Work], workers
             for row in dataset.iter_rows():
                 if row["failed"]:
                     kind = StoreError if row["transient"] else RayError
-                    raise kind(f"a worker of Ray failed at shard {row['name']}: {row['failed']}")
-                yield Made(str(row["name"]), int(row["encoded"]))
+                    raise kind(f"a worker of Ray failed at {row['name']}: {row['failed']}")
+                yield Done(str(row["name"]), int(row["encoded"]), float(row["seconds"]))
         except ray.exceptions.RayError as error:
             raise RayError(f"a worker of Ray failed: {_first(error)}") from error
 
@@ -127,14 +120,15 @@ def _first(error: BaseException) -> str:
 def _connected(workers: int | None) -> Iterator[Any]:
     """Ray, on the cluster of `RAY_ADDRESS` or on this machine alone; what was started here ends with the context."""
     address = os.environ.get("RAY_ADDRESS")
-    if not address:
+    if address:
+        _reach(address)
+    else:
         os.environ.update(_SETTINGS)
-        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one that a process had
     import ray
     import ray.data
 
     if address:
-        _reach(address)
         ray.init(address=address, configure_logging=False, log_to_driver=False)
     else:
         ray.init(
