@@ -135,11 +135,11 @@ def guard(name: str, candidate: Scores, production: Scores, gate: Gate) -> Guard
     production, of a fall they would err on the candidate's. Nor do sets share the error, as slices do: one more night
     with the same production costs less than what falls unseen.
     """
-    problems = list(_incomparable(candidate, production))
-    if not problems and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):
-        problems = ["Production finds nothing of it in the first 10, so that nothing can fall: mend or remove it."]
-    if problems:
-        return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in problems), judged=False)
+    faults = list(_incomparable(candidate, production))
+    if not faults and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):
+        faults = ["Production finds nothing of it in the first 10, so that nothing can fall: mend or remove it."]
+    if faults:
+        return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in faults), judged=False)
     pair = _Pair.of(candidate, production)
     found = {metric: t_interval(pair.differences[metric], pair.clusters, gate.confidence) for metric in DECISIVE}
     deltas = {

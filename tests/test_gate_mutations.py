@@ -335,15 +335,15 @@ FAULTS: dict[str, tuple[str, str]] = {
         "    for metric, delta in list(deltas.items())[1:]:\n        _, eff",
     ),
     "a guard set that cannot be compared passes": (
-        'return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in problems), judged=False)',
+        'return Guarded({}, tuple(f"Guard set {name!r} cannot be judged. {one}" for one in faults), judged=False)',
         "return Guarded({}, ())",
     ),
     "a guard set that cannot be compared counts as judged": (
-        "for one in problems), judged=False)",
-        "for one in problems))",
+        "for one in faults), judged=False)",
+        "for one in faults))",
     ),
     "a guard set of which nothing is found passes": (
-        'if not problems and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):',
+        'if not faults and not np.any(np.asarray(production.per_query["recall_at_10"]) > 0):',
         "if False:",
     ),
     "a guard set of which the candidate finds nothing cannot be judged": (
