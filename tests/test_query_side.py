@@ -189,6 +189,7 @@ def test_no_document_is_encoded_when_all_vectors_are_known(
     assert not {*DOCUMENTS} & {*asked}
 
 
+@pytest.mark.slow
 def test_what_was_promoted_on_the_query_side_is_trained_further(tuned: Path, base: Path, tmp_path: Path) -> None:
     """From its own queries, or anew from the encoder of its documents; either way the documents stay."""
     training = settings(str(base), side="query", epochs=1)
@@ -212,6 +213,7 @@ def test_every_loss_trains_queries_alone(base: Path, tmp_path: Path) -> None:
     assert files_of(tmp_path / "model") == files_of(base)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [model_zoo.routed_heads, model_zoo.two_towers("document")])
 def test_models_that_share_modules_or_have_two_towers_are_taken_apart(make: Any, tmp_path: Path) -> None:
     """Queries get copies of what was shared; documents keep the files."""
@@ -283,6 +285,7 @@ def test_a_checkpoint_is_of_certain_documents() -> None:
     assert len({Corpus(one, examples, (8,), 0).fingerprint for one in (known, *others)}) == 3
 
 
+@pytest.mark.slow
 def test_an_average_is_chosen_on_dev_and_lies_on_the_way(base: Path, tmp_path: Path) -> None:
     """Too high a learning rate, so that less of it is better: what is saved is the best, and where dev saw it."""
     training = settings(str(base), side="query", learning_rate=3e-2, epochs=1, average_weights=True)
