@@ -22,6 +22,8 @@ SUBJECTS = {
     "intake": "Reading, parsing, and a night with nothing new",
     "checks": "Checking new rows",
     "training": "Fine-tuning",
+    "query": "Both sides, or queries alone",
+    "query_night": "A night of the query side",
     "encoding": "Scoring two models",
     "ranking": "Exact ranking",
     "gate": "How often the gate promotes",
