@@ -165,6 +165,8 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
       tested on as well, and its labels count.
     - Rows to train on are distinct by (query, document): the first one stays, with the negatives of all of them
       and the mean of their scores. Rows with and without a score answer different questions and stay apart.
+    - Rows that are marked `train_only` are trained on where their query is on the train side. Elsewhere they are left
+      out: they neither ask a query of dev or test nor say what is relevant to one.
     - A negative that is relevant to the same query elsewhere, or is the row's own document, is dropped.
 
     A document that is relevant to a test query may be trained on with other queries: it is in the corpus of both.
@@ -172,12 +174,8 @@ def build(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
     divided = _divide(rows, split, relevant_score)
     corpus, labels, bounds = divided.corpus, divided.labels, divided.bounds
     n = len(corpus)
-    slices = _first_values(divided.column(rows, "slice"), divided.text_of_row, len(divided.key_of_text))
-    sources = (
-        _first_values(divided.column(rows, "source"), divided.text_of_row, len(divided.key_of_text))
-        if "source" in rows.column_names
-        else []
-    )
+    slices = divided.first_values(rows, "slice")
+    sources = divided.first_values(rows, "source") if "source" in rows.column_names else []
 
     def evaluation_set(name: Side) -> EvaluationSet:
         asked, answered = divided.queries(name)
@@ -204,11 +202,14 @@ def sizes(rows: pa.Table, split: Split, relevant_score: float = RELEVANT_SCORE) 
     key_of, text_of = divided.trained(rows)
     chosen = np.flatnonzero(key_of >= 0)
     same = _same_rows(rows, divided.corpus, chosen, text_of)
+    only = _train_only(rows)
+    unused = int((only & (key_of < 0)).sum())
     return {
         "train": len(np.unique(same)),
         "dev": len(divided.queries("dev")[1]),
         "test": len(divided.queries("test")[1]),
         "corpus": len(divided.corpus),
+        **({"train_only": int(only.sum()), "train_only_left_out": unused} if only.any() else {}),
     }
 
 
@@ -233,6 +234,8 @@ class _Divided:
     """Every "document is relevant to key" once, ascending: those of one key are one stretch of the array."""
     bounds: Indices
     """Where in `labels` the stretch of each key begins."""
+    judging: Mask
+    """For each label, whether it may be tested on."""
 
     def column(self, rows: pa.Table, name: str) -> pa.ChunkedArray:
         """A column of the labels."""
@@ -241,8 +244,15 @@ class _Divided:
 
     def queries(self, name: Side) -> tuple[Indices, Indices]:
         """The texts of queries on a side: all of them, and those that have a relevant document."""
-        asked = np.flatnonzero(self.side[self.key_of_text] == name)
+        by_judging = np.zeros(len(self.key_of_text), dtype=bool)
+        by_judging[self.text_of_row[self.judging]] = True
+        asked = np.flatnonzero((self.side[self.key_of_text] == name) & by_judging)
         return asked, asked[np.diff(self.bounds)[self.key_of_text[asked]] > 0]
+
+    def first_values(self, rows: pa.Table, name: str) -> list[str | None]:
+        """For each text of a query the first value that a label which may be tested on gives."""
+        column = self.column(rows, name).filter(pa.array(self.judging))
+        return _first_values(column, self.text_of_row[self.judging], len(self.key_of_text))
 
     def trained(self, rows: pa.Table) -> tuple[Indices, Indices]:
         """For each row, the key and the text of its query where it is trained on, else -1."""
@@ -269,6 +279,8 @@ def _divide(rows: pa.Table, split: Split, relevant_score: float) -> _Divided:
     key_of_text, side = _sides(query, texts.first, split)
     key_of_row = key_of_text[texts.codes]
     side[key_of_row[golden_row]] = "test"
+    judging = ~_train_only(rows)[labelled]
+    relevant_row &= judging | (side[key_of_row] == "train")
     labels = np.unique(key_of_row[relevant_row] * n + corpus.document_of[labelled][relevant_row])
     golden = np.zeros(len(texts.first), dtype=bool)
     golden[texts.codes[golden_row]] = True
@@ -282,7 +294,15 @@ def _divide(rows: pa.Table, split: Split, relevant_score: float) -> _Divided:
         golden=golden,
         labels=labels,
         bounds=np.searchsorted(labels, np.arange(len(side) + 1) * n),
+        judging=judging,
     )
+
+
+def _train_only(rows: pa.Table) -> Mask:
+    """Which rows are for training only."""
+    if "train_only" not in rows.column_names:
+        return np.zeros(rows.num_rows, dtype=bool)
+    return _mask(pc.fill_null(rows["train_only"], False))
 
 
 def _sides(query: pa.ChunkedArray, first: Indices, split: Split) -> tuple[Indices, NDArray[np.str_]]:

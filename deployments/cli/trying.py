@@ -86,12 +86,12 @@ def init(
     console.print(f"wrote {escape(str(file))}; next: edit it, then `ratchet deploy --dry-run`")
 
 
-def convert(
+def convert(  # noqa: PLR0913 - each is an option of the command
     export: Annotated[
         Path,
         typer.Argument(
             help="Export of Label Studio (JSON) or Argilla (records.to_json), the judged to_judge.jsonl of a run, "
-            "or a folder in BEIR layout, or one qrels/NAME.tsv of it."
+            "a folder in BEIR layout, or one qrels/NAME.tsv of it; or a folder with ubi_queries and ubi_events."
         ),
     ],
     out: Annotated[Path, typer.Argument(help="Pairs as JSON lines, for `ratchet try` or pairs/; must not exist.")],
@@ -108,13 +108,21 @@ def convert(
         list[str] | None, typer.Option(help="Answer that means: it does not; may be repeated.")
     ] = None,
     skip: Annotated[list[str] | None, typer.Option(help="Answer that says neither; may be repeated.")] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="For clicks: the documents' `id` and `text`, as JSON lines or Parquet.")
+    ] = None,
+    min_impressions: Annotated[
+        int, typer.Option(min=1, help="For clicks: times that a document must have been shown for a query.")
+    ] = 10,
 ) -> None:
-    """Turn an export of Label Studio or Argilla, judged lines, or a folder in BEIR layout into pairs."""
-    from tasks.parsing import beir, exports
+    """Turn an export of Label Studio or Argilla, judged lines, a folder in BEIR layout, or clicks (UBI) into pairs."""
+    from tasks.parsing import beir, exports, ubi
 
     answers = (tuple(relevant or ()), tuple(not_relevant or ()), tuple(skip or ()))
     try:
-        if export.is_dir() or export.suffix == ".tsv":
+        if export.is_dir() and ubi.find([file.name for file in export.iterdir()], "ubi_"):
+            body, said = _clicks(export, documents, min_impressions, out)
+        elif export.is_dir() or export.suffix == ".tsv":
             pairs = list(beir.convert_folder(export))
             body, said = b"".join(pairs), [f"{len(pairs):,} pairs in {out}"]
         else:
@@ -130,6 +138,28 @@ def convert(
         raise UsageError(f"{error.filename}: {error.strerror}") from error
     for line in said:
         console.print(escape(line))
+
+
+def _clicks(folder: Path, documents: Path | None, least: int, out: Path) -> tuple[bytes, list[str]]:
+    """Pairs of an export of User Behavior Insights, and what is said of them."""
+    from tasks.parsing import ubi
+
+    if documents is None:
+        raise UsageError("clicks name documents by their id: say with --documents where their texts are")
+    names = [file.name for file in folder.iterdir()]
+    parts = {part: ubi.find(names, part) for part in ("ubi_queries", "ubi_events")}
+    for part, name in parts.items():
+        if name is None:
+            raise UsageError(f"{folder} has no file whose name begins with {part}")
+    queries, events = (ubi.records(str(name), (folder / str(name)).read_bytes()) for name in parts.values())
+    found = ubi.convert(queries, events, ubi.texts(documents.name, documents.read_bytes()), least)
+    rates = ", ".join(f"{rate:.1%} at {place}" for place, rate in list(found.rates.items())[:10])
+    return found.body, [
+        f"{found.pairs:,} pairs in {out}, for training only (train_only); {found.negatives:,} negatives",
+        f"{found.impressions:,} impressions and {found.clicks:,} clicks of {found.queries:,} queries; clicks: {rates}",
+        f"{found.too_seldom:,} documents were shown too seldom, {found.without_text:,} have no text",
+        *(f"{count:,} events left out: {reason}" for reason, count in found.left_out.items()),
+    ]
 
 
 def _said(found: Converted, out: Path) -> Iterator[str]:

@@ -30,6 +30,7 @@ class Columns(NamedTuple):
     slice: str | None = None
     source: str | None = None
     labeller: str | None = None
+    train_only: str | None = None
     scored: bool = False
     """Whether every row needs a score."""
     constant: bool = False
@@ -97,6 +98,7 @@ class Plan:
             slice=one("slice"),
             source=one("source"),
             labeller=one("labeller"),
+            train_only=one("train_only"),
             scored=pair.symmetric and not self.judged,
             constant=self.constant,
             title=one("title"),
@@ -195,6 +197,7 @@ class _Decision:
             if "slice" in self._columns:
                 roles["slice"] = "slice"
             roles |= {name: name for name in ("source", "labeller") if self._names_few(name)}
+            roles |= {name: name for name in ("train_only",) if name in self._columns}
         roles |= self._title()
         if self._survey.kind != "corpus":
             for name in self._unknown(roles):

@@ -196,6 +196,7 @@ class CsvRecords:
             columns.slice,
             columns.source,
             columns.labeller,
+            columns.train_only,
             columns.title,
             columns.judgement,
         )

@@ -257,7 +257,8 @@ def _with_offsets(lists: pa.Array) -> pa.Array:
 
 
 def _names(columns: Columns) -> list[str]:
-    others = (columns.score, columns.slice, columns.source, columns.labeller, columns.title, columns.judgement)
+    said = (columns.source, columns.labeller, columns.train_only)
+    others = (columns.score, columns.slice, *said, columns.title, columns.judgement)
     parts = (columns.query, columns.document, *columns.negatives, *others)
     return [name for name in parts if name is not None]
 

@@ -27,6 +27,7 @@ PARSED: Final = pa.schema(
         ("slice", pa.string()),
         ("source", pa.string()),
         ("labeller", pa.string()),
+        ("train_only", pa.bool_()),
         ("line", pa.int64()),
     ]
 )
@@ -40,6 +41,9 @@ _UNSEEN: Final = "\u00ad\u200b\u200c\u200d\u200e\u200f\u2060\ufeff"
 
 _SUSPECT: Final = _UNSEEN + NOTHING[0]
 """First characters of texts that may hold nothing."""
+
+_FLAGS: Final = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False, "none": None, "": None}
+"""What a cell of `train_only` may say; an empty one says nothing."""
 
 _MOST_DOCUMENTS: Final = 1_000
 """Documents that one row may hold."""
@@ -86,6 +90,7 @@ class Rows:
     slice: list[str | None] = field(default_factory=list)
     source: list[str | None] = field(default_factory=list)
     labeller: list[str | None] = field(default_factory=list)
+    train_only: list[bool | None] = field(default_factory=list)
     line: list[int] = field(default_factory=list)
     rejected: list[Rejected] = field(default_factory=list)
     size: int = 0
@@ -173,8 +178,8 @@ class Rows:
                     return reason
         score = None if columns.score is None else row[columns.score]
         cut = None if columns.slice is None else row[columns.slice]
-        if negatives or score is not None or cut is not None or columns.scored:
-            reason = self._other_fault(negatives, score, cut, columns)
+        if negatives or score is not None or cut is not None or columns.scored or columns.train_only:
+            reason = self._other_fault(negatives, score, cut, columns) or self._flag_fault(row, columns)
             if reason is not None:
                 return reason
         self.query.append(query)
@@ -184,6 +189,7 @@ class Rows:
         self.slice.append(cut)
         self.source.append(_name(row, columns.source))
         self.labeller.append(_name(row, columns.labeller))
+        self.train_only.append(None if columns.train_only is None else _FLAGS.get(str(row[columns.train_only]).lower()))
         self.line.append(line)
         return None
 
@@ -204,6 +210,15 @@ class Rows:
             return "no score"
         return None if cut is None else fault("slice", cut, self.limits.max_text_chars)
 
+    def _flag_fault(self, row: Mapping[str, Any], columns: Columns) -> str | None:
+        """What is wrong with the mark that a row is for training only."""
+        if columns.train_only is None:
+            return None
+        flag = str(row[columns.train_only]).lower()
+        if flag not in _FLAGS:
+            return "train_only is neither true nor false"
+        return "for training only, but in golden/" if self.kind == "golden" and _FLAGS[flag] else None
+
     def reject(self, line: int, reason: str, text: str | bytes) -> None:
         """Record a row that is not taken, with the start of its text."""
         if isinstance(text, bytes):
@@ -216,7 +231,7 @@ class Rows:
         arrays = [pa.array(getattr(self, part.name), part.type) for part in PARSED]
         done = Chunk(pa.RecordBatch.from_arrays(arrays, schema=PARSED), self.rejected)
         self.query, self.document, self.negatives, self.score = [], [], [], []
-        self.slice, self.source, self.labeller, self.line = [], [], [], []
+        self.slice, self.source, self.labeller, self.train_only, self.line = [], [], [], [], []
         self.rejected, self.size = [], 0
         return done
 
