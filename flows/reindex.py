@@ -78,7 +78,7 @@ def reindex(
     Args:
         store: Where documents, models and vectors are: s3://bucket/prefix. None: what the worker's RATCHET_STORE names.
         target: Where the index is: lancedb:FOLDER or postgresql://user@host/database. None: LanceDB in RATCHET_WORK.
-        workers: Actors of Ray that encode. 0: this process alone. None: one a GPU, else one for every four cores.
+        workers: Actors of Ray that encode. 0: this process alone. None: one a GPU, else one for four cores, if several.
         min_recall: Least share of the 10 exact nearest documents that the index must find, over test queries.
         drop_previous: Delete the index that served before as well, as after `ratchet forget`.
         base_model: Model that serves before anything is promoted. None: what the last night started from.

@@ -21,7 +21,7 @@ import pytest
 from tasks import erasure, index, registry
 from tasks.encoding import ModelEncoder, Role, document_identity, load
 from tasks.index import documents, shards
-from tasks.index.build import Build, read_build
+from tasks.index.build import Build, _actors, read_build
 from tasks.index.documents import DocumentsError, gather
 from tasks.index.retention import retire
 from tasks.index.targets import Target, TargetError
@@ -252,6 +252,28 @@ def test_a_damaged_shard_is_made_again(model: Path, tmp_path: Path) -> None:
     store.put(names[1], store.get(names[2]).body)
     again = embedded(store, model, tmp_path)
     assert (again.index, again.made) == (first.index, 2)
+
+
+@pytest.mark.parametrize(
+    ("workers", "missing", "cores", "address", "actors"),
+    [
+        (None, 100, 2, "", 0),
+        (None, 100, 7, "", 0),
+        (None, 100, 16, "", 4),
+        (None, 1, 16, "", 0),
+        (None, 100, 2, "head:6379", None),
+        (3, 100, 2, "", 3),
+        (0, 100, 16, "head:6379", 0),
+        (None, 0, 16, "head:6379", 0),
+    ],
+)
+def test_ray_is_started_where_several_actors_pay(
+    workers: int | None, missing: int, cores: int, address: str, actors: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a GPU an actor for every four cores; one alone would do what this process does."""
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert _actors(workers, missing) == actors
 
 
 # --- killed anywhere -------------------------------------------------------------------------------------------

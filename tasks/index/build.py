@@ -29,8 +29,8 @@ from tasks.storage import Store
 
 Progress = Callable[[int, int], None]
 
-_FEW: Final = 2
-"""Missing shards up to which Ray would take longer to start than they take."""
+_CORES: Final = 4
+"""Cores for which an actor pays where there is no GPU: one process computes on all cores already."""
 
 _DIGITS: Final = 32
 
@@ -94,8 +94,8 @@ def build(
         model: What encodes.
         documents: What is encoded.
         work: Folder for models on each machine that encodes.
-        workers: Actors of Ray that encode; 0: this process, without Ray; None: as many as the machine or the cluster
-            suggests, and none for a few shards on this machine.
+        workers: Actors of Ray that encode; 0: this process, without Ray; None: on a cluster one for each GPU or every
+            four cores, on this machine the same, and this process where that is one.
         on_progress: Called with the shards that are done, and all of them.
 
     Raises ShardError where what was stored does not read back, VectorError, StoreError.
@@ -156,7 +156,8 @@ def _made(
 ) -> Iterator[Done]:
     """Make the missing shards, here or on Ray."""
     new = (shard for shard in map(shards.shard_of, documents.parts()) if shard.name in missing)
-    if not _on_ray(workers, len(missing)):
+    actors = _actors(workers, len(missing))
+    if actors == 0:
         encoder = ShardEncoder(store, model, work)
         for shard in new:
             yield Done(shard.name, encoder.make(shard, missing[shard.name]), 0.0)
@@ -166,17 +167,22 @@ def _made(
     settings = {"store": store.url, "model": asdict(model), "work": str(work)}
     # a list is never empty: a column of nothing but empty ones would have no type
     rows = [{"name": name, "older": older or [""]} for name, older in missing.items()]
-    yield from on_ray.run(ShardWorker, settings, rows, workers)
+    yield from on_ray.run(ShardWorker, settings, rows, actors)
 
 
-def _on_ray(workers: int | None, missing: int) -> bool:
-    """Whether Ray is worth its start."""
+def _actors(workers: int | None, missing: int) -> int | None:
+    """How many actors of Ray make the missing shards; 0: this process; None: as many as the cluster suggests."""
     if workers == 0 or not missing:
-        return False
-    if workers is None and not os.environ.get("RAY_ADDRESS") and missing <= _FEW:
-        return False
-    if importlib.util.find_spec("ray") is None:
-        if workers is None:
-            return False
-        raise RayError("Ray is not installed: install Ratchet with its extra `index`, or ask for workers=0")
-    return True
+        return 0
+    installed = importlib.util.find_spec("ray") is not None
+    if workers is not None:
+        if not installed:
+            raise RayError("Ray is not installed: install Ratchet with its extra `index`, or ask for workers=0")
+        return workers
+    if os.environ.get("RAY_ADDRESS"):
+        return None
+    import torch
+
+    suggested = torch.cuda.device_count() or (os.cpu_count() or 1) // _CORES
+    # one actor does what this process does, and more of them than shards have nothing to do
+    return suggested if installed and min(suggested, missing) > 1 else 0
