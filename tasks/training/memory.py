@@ -68,7 +68,7 @@ def _kept(forward: Callable[[], Tensor], own: set[int]) -> int:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
             sizes[storage._cdata] = storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own node keeps would be a circle that nothing ever frees
 
     with torch.enable_grad(), saved_tensors_hooks(keep, lambda tensor: tensor):
         vectors = forward()
