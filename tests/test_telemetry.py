@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,7 @@ from tasks.runs import Run
 from tasks.storage import Store, StoreError
 from tasks.telemetry import Metrics, lineage
 from tasks.telemetry.openmetrics import Family, text_of
+from tests.lineage import Receiver, receiving, unconfigured
 from tests.models import published
 from tests.report_cases import VERDICTS, outcome
 
@@ -231,52 +229,18 @@ def test_the_command_prints_them_and_listens_beyond_this_machine_only_with_a_tok
 # --- lineage -------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Receiver:
-    """An OpenLineage endpoint on loopback, and the events that came."""
-
-    url: str = ""
-    events: list[dict[str, Any]] = field(default_factory=list)
-    paths: set[str] = field(default_factory=set)
-    answers: threading.Event = field(default_factory=threading.Event)
-    asked: threading.Event = field(default_factory=threading.Event)
+@pytest.fixture
+def receiver(tmp_path: Path) -> Iterator[Receiver]:
+    """A receiver that OPENLINEAGE_URL names."""
+    with receiving(tmp_path) as found:
+        yield found
 
 
 @pytest.fixture
-def receiver(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Receiver]:
-    """A receiver that OPENLINEAGE_URL names."""
-    here = Receiver()
-    here.answers.set()
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            here.asked.set()
-            here.answers.wait(30)
-            here.paths.add(self.path)
-            here.events.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            self.send_response(201)
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    unconfigured(monkeypatch, tmp_path)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        here.url = f"http://127.0.0.1:{server.server_port}"
-        monkeypatch.setenv("OPENLINEAGE_URL", here.url)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield here
-        here.answers.set()
-        server.shutdown()
-        thread.join()
-
-
-def unconfigured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """No configuration of OpenLineage, in the environment or a file; the client adds variables of its own."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OPENLINEAGE")}
-    monkeypatch.setattr(os, "environ", environment | {"HOME": str(tmp_path)})
-    monkeypatch.chdir(tmp_path)
+def nowhere(tmp_path: Path) -> Iterator[pytest.MonkeyPatch]:
+    """No configuration of OpenLineage."""
+    with unconfigured(tmp_path) as patch:
+        yield patch
 
 
 def test_a_run_is_a_start_and_an_end_with_what_it_read_and_made(receiver: Receiver) -> None:
@@ -334,12 +298,12 @@ def test_each_verdict_is_a_state(receiver: Receiver, verdict: Any, state: str, i
 def test_a_run_that_is_cancelled_is_aborted(receiver: Receiver) -> None:
     """What it would have come to is not known."""
     lineage.cancelled(Store("s3://bucket", None), outcome("held").run_id)
-    assert [event["eventType"] for event in receiver.events] == ["ABORT"]
+    assert receiver.states == ["ABORT"]
 
 
-def test_a_file_names_the_transport(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("nowhere")
+def test_a_file_names_the_transport(tmp_path: Path) -> None:
     """As the client's documentation has it: openlineage.yml where the worker runs."""
-    unconfigured(monkeypatch, tmp_path)
     log = tmp_path / "events.json"
     (tmp_path / "openlineage.yml").write_text(f"transport:\n  type: file\n  log_file_path: {log}\n  append: true\n")
     lineage.started(Store("s3://bucket", None), outcome("held").run_id)
@@ -347,13 +311,12 @@ def test_a_file_names_the_transport(monkeypatch: pytest.MonkeyPatch, tmp_path: P
 
 
 def test_without_a_configuration_nothing_is_sent(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+    nowhere: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nor printed, which is what the client does by itself; nor where a person disabled it."""
-    unconfigured(monkeypatch, tmp_path)
     caplog.set_level("INFO")
     for name, value in (("UNRELATED", "1"), ("OPENLINEAGE_CONFIG", "/nowhere.yml"), ("OPENLINEAGE_DISABLED", "true")):
-        monkeypatch.setenv(name, value)
+        nowhere.setenv(name, value)
         lineage.started(Store("s3://bucket", None), outcome("held").run_id)
     assert not any("eventType" in text for text in (*capfd.readouterr(), caplog.text))
 
@@ -370,15 +333,14 @@ def test_a_receiver_that_does_not_answer_is_not_waited_for(
 
 
 def test_a_receiver_that_is_away_costs_nothing_but_a_line(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    nowhere: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Nobody listens there; and a configuration that makes no sense is no reason to end either."""
-    unconfigured(monkeypatch, tmp_path)
-    monkeypatch.setattr(lineage, "_SECONDS", 0.5)
-    monkeypatch.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
+    nowhere.setattr(lineage, "_SECONDS", 0.5)
+    nowhere.setenv("OPENLINEAGE_URL", "http://127.0.0.1:9")
     lineage.started(Store("s3://bucket", None), outcome("held").run_id)
     assert "lineage of this run" in caplog.text
     caplog.clear()
-    monkeypatch.setenv("OPENLINEAGE__TRANSPORT", '{"type": "no such transport"}')
+    nowhere.setenv("OPENLINEAGE__TRANSPORT", '{"type": "no such transport"}')
     lineage.ended(Store("s3://bucket", None), outcome("held"))
     assert "was not sent" in caplog.text
