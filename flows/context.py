@@ -67,7 +67,12 @@ def work_folder() -> Path:
     named = os.environ.get("RATCHET_WORK")
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(named).absolute() if named else cache / "ratchet"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    for made in [*reversed(folder.parents), folder]:  # `parents=True` would leave the others as open as the umask does
+        if not made.is_dir():
+            try:
+                made.mkdir(exist_ok=True, mode=0o700)
+            except FileExistsError as error:  # a file, or a link that leads nowhere
+                raise WorkFolderError(f"{made} is not a directory: {_REMEDY}") from error
     _check_ours(folder, stat.S_IWGRP | stat.S_IWOTH)
     for inside in folder.iterdir():
         _check_ours(inside, stat.S_IWOTH)

@@ -89,6 +89,7 @@ def test_a_work_folder_is_made_for_its_owner(tmp_path: Path, monkeypatch: pytest
     finally:
         os.umask(before)
     assert folder.stat().st_mode & 0o777 == 0o700
+    assert folder.parent.stat().st_mode & 0o777 == 0o700  # else others could put another in its place
     folder.chmod(0o755)
     (folder / "models").mkdir(mode=0o755)
     assert work_folder() == folder
@@ -125,6 +126,18 @@ def test_a_planted_folder_inside_is_refused(tmp_path: Path, monkeypatch: pytest.
     vectors.chmod(0o700)
     monkeypatch.setattr(os, "geteuid", lambda: os.getuid() + 1)  # as another user would see it
     with pytest.raises(WorkFolderError, match="belongs to another user"):
+        work_folder()
+
+
+def test_a_file_in_place_of_the_work_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a link that leads nowhere."""
+    monkeypatch.setenv("RATCHET_WORK", str(tmp_path / "work"))
+    (tmp_path / "work").write_text("notes")
+    with pytest.raises(WorkFolderError, match="work is not a directory: name a folder"):
+        work_folder()
+    (tmp_path / "work").unlink()
+    (tmp_path / "work").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(WorkFolderError, match="work is not a directory: name a folder"):
         work_folder()
 
 
