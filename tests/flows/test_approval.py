@@ -226,6 +226,7 @@ def _api(stack: local.Stack) -> httpx.Client:
     return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=20, trust_env=False)
 
 
+@pytest.mark.slow
 def test_a_person_approves_in_the_ui(on_stack: local.Stack, tmp_path: Path) -> None:
     """A whole night by its deployment: its page shows the paused run, Resume the form with figures, and it promotes."""
     made = new_night(on_stack)
@@ -237,13 +238,13 @@ def test_a_person_approves_in_the_ui(on_stack: local.Stack, tmp_path: Path) -> N
         page.goto(f"{on_stack.ui_url}/v2/runs/flow-run/{paused['id']}")
         page.get_by_role("button", name="Open menu").click()
         page.get_by_role("menuitem", name="Resume").click()
-        form = page.get_by_role("dialog")
+        form = page.get_by_role("dialog", name="Resume Flow Run")
         expect(form).to_contain_text("passed the gate against the base model", timeout=prefect_ui.PATIENCE)
         expect(form.get_by_role("cell", name="Recall@10")).to_be_visible()
         form.get_by_role("combobox").click()
         page.get_by_role("option", name="approve", exact=True).click()
-        form.get_by_label("name").fill("Ada")
-        form.get_by_label("comment").fill("looks <b>right</b>")
+        form.get_by_label("Name").fill("Ada")
+        form.get_by_label("Comment").fill("looks <b>right</b>")
         form.get_by_role("button", name="Resume").click()
         expect(form).not_to_be_visible(timeout=prefect_ui.PATIENCE)
         wait_for("the end of the night", lambda: api.get(f"flow_runs/{run}").json()["state"]["type"] == "COMPLETED")
