@@ -283,7 +283,8 @@ def _set_of(words: Sequence[str]) -> dict[str, bytes]:
     return {"corpus.jsonl": texts, "queries.jsonl": texts, "qrels/test.tsv": qrels}
 
 
-def _scored(found: Sequence[GuardScored]) -> Scored:
+def scored_on(found: Sequence[GuardScored]) -> Scored:
+    """The record of a night that scored these guard sets, and nothing else."""
     side = SideScored(version=None, fingerprint="c", scores={}, by_dimension={})
     return Scored(
         candidate=side,
@@ -299,7 +300,7 @@ def _scored(found: Sequence[GuardScored]) -> Scored:
 def _night(store: Store, work: Path, candidate: Letters, trained_on: Sequence[str] = ()) -> tuple[Run, Scored]:
     run = Run(store, "20261101T033000Z-00000000")
     sides = {"candidate": candidate, "production": Letters()}
-    return run, _scored(guards.score(run, sides, trained_on, work))
+    return run, scored_on(guards.score(run, sides, trained_on, work))
 
 
 def test_a_set_that_falls_holds_and_one_that_stands_does_not(store: Store, tmp_path: Path) -> None:
