@@ -247,6 +247,22 @@ def test_prompts_of_both_roles_are_kept(tmp_path: Path) -> None:
     assert np.array_equal(after.encode_query(DOCUMENTS[:4]), before.encode_query(DOCUMENTS[:4]))
 
 
+@pytest.mark.slow
+def test_two_processes_train_queries_as_one_does(base: Path, tmp_path: Path) -> None:
+    """The documents reach them as files; the losses are the same, and what is saved has the same documents."""
+    known = known_documents(base, DOCUMENTS, ROWS)
+    one, two = (
+        train(
+            ROWS, dev_set(PAIRS), DOCUMENTS, settings(str(base), side="query", epochs=1, processes=count),
+            tmp_path / str(count), against=known,
+        )
+        for count in (1, 2)
+    )  # fmt: skip
+    np.testing.assert_allclose(two.losses, one.losses, rtol=1e-4)
+    assert [score.mrr for score in two.dev] == pytest.approx([score.mrr for score in one.dev], abs=1e-3)
+    assert files_of(tmp_path / "2") == files_of(base)
+
+
 # --- going on, and averages ----------------------------------------------------------------------------------
 
 

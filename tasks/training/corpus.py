@@ -90,12 +90,12 @@ class Corpus:
     @property
     def known(self) -> npt.NDArray[np.float32]:
         """All vectors, shape (m, d)."""
-        found: npt.NDArray[np.float32] = self._vectors.numpy()
+        found: npt.NDArray[np.float32] = self._vectors.cpu().numpy()
         return found
 
     def vectors(self, documents: Ints) -> Tensor:
         """Vectors of `Examples.documents` by number, shape (len(documents), d)."""
-        return self._vectors[self._place[documents]]
+        return self._vectors[torch.from_numpy(self._place[documents])]
 
     def loss(self, batch: Batch, queries: Tensor, step: int) -> Tensor:
         """Cross-entropy of each query's own document among the corpus, summed over the dimensions.
@@ -108,8 +108,11 @@ class Corpus:
         columns, weights = self._columns(batch, step)
         masked, own = self._masked(batch, columns)
         where = queries.device
-        chosen = slice(None) if len(columns) == len(self) else torch.from_numpy(columns)
-        vectors, scales = self._vectors[chosen].to(where), self._scales[:, chosen].to(where)
+        if len(columns) == len(self):  # all of them, and so they stay there
+            vectors, scales = self._vectors, self._scales = self._vectors.to(where), self._scales.to(where)
+        else:
+            chosen = torch.from_numpy(columns)
+            vectors, scales = self._vectors[chosen].to(where), self._scales[:, chosen].to(where)
         hidden, target, extra = (hardware.moved(torch.from_numpy(one), where) for one in (masked, own, weights))
 
         def ranking(dim: int) -> Tensor:
