@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -231,6 +233,16 @@ def test_only_what_is_new_is_encoded(model: Path, tmp_path: Path, encoded: list[
     grown = embedded(store, model, tmp_path)
     assert grown.shards > changed.shards
     assert sorted(encoded) == sorted(row["text"] for row in more)
+
+
+def test_documents_of_a_killed_run_do_not_stay_on_disk(model: Path, tmp_path: Path) -> None:
+    """What is older than a day goes with the next run, what is younger may be another run's."""
+    for name, age in (("old", 90_000), ("young", 60)):
+        left = tmp_path / "reindex" / name
+        left.mkdir(parents=True)
+        os.utime(left, (time.time() - age,) * 2)
+    embedded(filled(memory_store()), model, tmp_path)
+    assert [path.name for path in (tmp_path / "reindex").iterdir()] == ["young"]
 
 
 def test_another_document_encoder_shares_nothing(model: Path, tmp_path: Path) -> None:

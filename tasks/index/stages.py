@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -18,6 +20,9 @@ from tasks.index.renew import Renewed, Rule
 from tasks.index.serving import Serving, still_serves, trial_queries
 from tasks.index.targets import Target
 from tasks.storage import Store
+
+_STALE_SECONDS: Final = 86_400
+"""Age at which documents on local disk belong to a run that was killed."""
 
 _BEGINNING: Final = 80
 _TRIED: Final = 100
@@ -75,6 +80,9 @@ def embed(
     """Gather the documents and store their vectors; see `gather` and `build` for what is raised."""
     folder = work / "reindex"
     folder.mkdir(parents=True, exist_ok=True)
+    for left in folder.iterdir():  # by a run that was killed: documents must not stay on disk for ever
+        if left.stat().st_mtime < time.time() - _STALE_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(dir=folder) as own, gather(store, Path(own), limits) as documents:
         built = build(store, serving.model, documents, work, workers=workers, on_progress=on_progress)
         return _embedded(built.build.index.name, len(built.build.shards), built.encoded, built.made, documents)
