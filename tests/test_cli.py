@@ -54,6 +54,7 @@ def test_help_names_every_command() -> None:
         ("run", "--set", "training.epoch=2"),
         ("history",),
         ("join", "20261101T000000Z-00000000"),
+        ("try", "README.md", "--guard", "no such folder"),
     ],
     ids=" ".join,
 )
@@ -69,6 +70,23 @@ def test_wrong_usage_is_status_2(
         cli.main()
     assert ended.value.code == 2
     assert capsys.readouterr().err
+
+
+def test_a_guard_set_that_is_broken_is_an_error_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Status 1, with the folder, the file and the line."""
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "1", "text": "a"}\n')
+    (tmp_path / "queries.jsonl").write_text('{"_id": "1", "text": "q"}\n')
+    (tmp_path / "qrels" / "test.tsv").write_text("1\t7\t1\n")
+    monkeypatch.setattr(sys, "argv", ["ratchet", "try", str(tmp_path / "corpus.jsonl"), "--guard", str(tmp_path)])
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 1
+    said = "".join(capsys.readouterr().err.split())
+    assert "qrels/test.tsvline1judges'7',whichisnotinthecorpus" in said
 
 
 def test_an_unreachable_store_is_an_error_in_words() -> None:
