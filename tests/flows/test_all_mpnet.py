@@ -21,8 +21,8 @@ from tests import all_mpnet
 
 pytestmark = [pytest.mark.slow, pytest.mark.stack, pytest.mark.timeout(3_600)]
 
-PAIRS = 450
-CHARS = 160
+PAIRS = 400
+CHARS = 120
 """Beginnings of texts, so that a night takes minutes on two cores."""
 
 TEXTS = ["This is an example sentence", "Each sentence is converted", "delete a bucket " * 200]
@@ -58,8 +58,8 @@ def test_a_whole_night_promotes_nothing_worse(mpnet: Path, night_store: Store, t
     every = cut(data.pairs, "document", CHARS)
     night_store.put("split.json", SPLIT)
     night_store.put("pairs/a.jsonl", b"".join(every[len(every) * i // PAIRS] for i in range(PAIRS)))
-    night_store.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)[:300]))
-    training = Training(base_model=str(mpnet), quick=True, max_length=48)
+    night_store.put("corpus/a.jsonl", b"".join(cut(data.corpus, "text", CHARS)[:150]))
+    training = Training(base_model=str(mpnet), quick=True, max_length=40)
     began = time.process_time()
     outcome = retrain(store=night_store.url, training=training, checks=Checks(), reason="another model")
     print(f"{time.process_time() - began:.0f} CPU s in this process; {outcome.model_dump_json(indent=1)}")
