@@ -155,8 +155,6 @@ def check_saved(
     if not sample.queries or not sample.documents:
         return ["the serving check had no texts to encode"]
     stays = declared.documents is not None and declared.documents == document_identity(baseline)
-    if stays and (wrong := differing_files(candidate, baseline)):
-        return [f"the manifest says that documents stay as they are, but {', '.join(wrong[:3])} is another file"]
     request = {
         "candidate": str(candidate.resolve()),
         "queries": list(sample.queries),
@@ -171,7 +169,11 @@ def check_saved(
         folder = Path(name)
         (folder / "request.json").write_text(json.dumps(request))
         failure = _run(folder, timeout)
-        return [failure] if failure else _judge(folder, sample, declared, max_slowdown, path)
+        if failure:
+            return [failure]
+        wrong = differing_files(candidate, baseline) if stays else []
+        claim = f"the manifest says that documents stay as they are, but {', '.join(wrong[:3])} is another file"
+        return [*([claim] if wrong else []), *_judge(folder, sample, declared, max_slowdown, path)]
 
 
 def _run(folder: Path, timeout: float) -> str:
