@@ -6,7 +6,20 @@ import math
 from typing import Any
 
 from tasks.config import Checks, Delta, Gate, GuardResult, Model, Outcome, Training, Verdict
-from tasks.records import Band, DevScore, Estimate, Moved, MovedQuery, Reindexing, Returned, Trained
+from tasks.records import (
+    Audited,
+    Band,
+    DevScore,
+    Drift,
+    Estimate,
+    Moved,
+    MovedQuery,
+    Reindexing,
+    Returned,
+    Suspect,
+    Trained,
+    UploadAudit,
+)
 from tasks.report import Material
 from tasks.report.material import NightRow, ObjectRow, SliceRow
 
@@ -172,6 +185,8 @@ def material(verdict: Verdict) -> Material:
         judged_since=5,
         moved=Moved([_moved(1.0, 0.0385)], [_moved(0.0667, 1.0), _moved(0.25, 1.0)]),
         numeric_path="bf16",
+        audit=_audited(),
+        drift=Drift(since="20261120T033000Z-0123abcd", least=0.9999999, changed=["tokenizers 0.22.0 to 0.22.1"]),
         reindexing=Reindexing("moves", 12_400, 180.0),
         **data,
     )  # fmt: skip
@@ -211,3 +226,25 @@ def _moved(before: float, after: float) -> MovedQuery:
         returned_before=first,
         returned_after=second,
     )
+
+
+def _audited() -> Audited:
+    """One upload of which a fifth is wrong, one that is right, and one of its labels."""
+    why = "For 21 of 200 pairs another document fits far better than the labelled one."
+    return Audited(
+        pairs=1189,
+        counts={"upload": 1, "label": 17},
+        shown=[
+            Suspect("upload", "pairs/dt=2026-11-24/export.csv", 0, "", "", "", why),
+            Suspect(
+                "label", "pairs/dt=2026-11-24/export.csv", 17, "How do I tag an <image>?", "Deletes a subnet.",
+                "Adds tags to a resource | or several.", "The document is found at rank 912.", "pairs/b.csv", 3,
+            ),
+        ],
+        uploads=[
+            UploadAudit("pairs/dt=2026-11-24/export.csv", 200, 0.21, True, why, 0.004),
+            UploadAudit("pairs/dt=2026-11-23/export.csv", 200, 0.0, False, why),
+            UploadAudit("labeller bob", 30, None, False, "30 pairs are too few to judge; it takes 50."),
+        ],
+        too_small=2,
+    )  # fmt: skip
