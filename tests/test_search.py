@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from unittest import mock
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
 from deployments.cli.common import CliError, console
 from deployments.demo import index as demo_index
+from deployments.stack import local
+from flows.context import work_folder
 from tasks import index
 from tasks.encoding import BF16, FP32, CachedEncoder, ModelEncoder, NumericPath, VectorCache
 from tasks.index import open_target
@@ -41,7 +46,12 @@ def _base(models: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def filled(store: Store) -> Store:
-    """A store with documents, one of which would act on a terminal."""
+    """A store with documents."""
+    return _fill(store)
+
+
+def _fill(store: Store) -> Store:
+    """Documents, one of which would act on a terminal."""
     rows = [f'{{"id": "d{i}", "text": "the {"quick " * i}fox number {i}"}}' for i in range(COUNT - 1)]
     rows.append(
         '{"id": "hostile", "text": "' + HOSTILE.encode("unicode_escape").decode().replace("\\x", "\\u00") + '"}'
@@ -128,12 +138,12 @@ def test_before_any_promotion_there_is_one_side(filled: Store, tmp_path: Path) -
     assert live.model == BASE
 
 
-def _ratchet(store: Store, *arguments: str) -> str:
+def _ratchet(*arguments: str) -> str:
     """What the command prints."""
     runner = CliRunner()
     with runner.isolation() as (out, _, _), pytest.MonkeyPatch.context() as patch:
         patch.setattr(console, "file", None)
-        app(["search", *arguments, "--store", store.url], standalone_mode=False)
+        app(["search", *arguments], standalone_mode=False)
         return out.getvalue().decode()
 
 
@@ -145,17 +155,17 @@ def test_the_command_shows_both_sides_and_nothing_that_a_terminal_obeys(
     monkeypatch.setenv("RATCHET_STORE", filled.url)
     monkeypatch.setenv("COLUMNS", "160")
     with pytest.raises(CliError, match=f"has no index yet: run `ratchet reindex --store {filled.url}`"):
-        _ratchet(filled, "the quick fox")
+        _ratchet("--store", filled.url, "the quick fox")
     version = _promote(filled, models[1])
     demo_index.build(filled, tmp_path)
-    said = _ratchet(filled, "the quick fox", "-k", str(COUNT))
+    said = _ratchet("--store", filled.url, "the quick fox", "-k", str(COUNT))
     assert "before: the base model" in said
     assert f"after: version {version}" in said
     assert "\x1b]52" not in said
     assert "\u202e" not in said
     assert "[bold]not markup[/]" in said
     assert "was " in said
-    few = _ratchet(filled, "the quick fox", "-k", "1")
+    few = _ratchet("--store", filled.url, "the quick fox", "-k", "1")
     assert few.count("fox number") <= 2
 
 
@@ -163,3 +173,27 @@ def test_only_one_result_is_asked_for_with_a_number_that_makes_sense(store: Stor
     """Typer refuses what is out of bounds."""
     done = CliRunner().invoke(app, ["search", "x", "-k", "0", "--store", store.url])
     assert done.exit_code == 2
+
+
+def test_after_the_demo_it_needs_no_store_and_no_stack_that_runs(tmp_path: Path, models: list[Path]) -> None:
+    """The S3 server runs for the question, and the demo's store is asked, since nothing serves in the main one."""
+    state = tmp_path / "state"
+    (state / "seaweedfs").mkdir(parents=True)
+    with mock.patch.dict(os.environ):
+        os.environ.pop("RATCHET_STORE", None)
+        os.environ["COLUMNS"] = "160"
+        with local.store_alone(state):
+            demo = Store.open(local.store_url("demo"))
+            demo.create_bucket()
+            version = _promote(_fill(demo), models[1])
+            demo_index.build(demo, work_folder())
+        assert _running(state) == []
+        said = _ratchet("the quick fox", "--state", str(state))
+        assert _running(state) == []
+    assert "s3://ratchet/demo" in said
+    assert f"after: version {version}" in said
+
+
+def _running(state: Path) -> list[int]:
+    """Processes that work in a folder."""
+    return [one.pid for one in psutil.process_iter(["cmdline"]) if str(state) in " ".join(one.info["cmdline"] or ())]
