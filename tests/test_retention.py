@@ -10,7 +10,7 @@ import pytest
 from tasks.registry import LedgerError, promote, read_production
 from tasks.registry.retention import retire
 from tasks.registry.versions import RETIRED, VersionError, hold, publish, pull, verify
-from tasks.storage import Store
+from tasks.storage import Blob, Store, StoreError
 from tests.faults import Crash, faulty
 from tests.models import DESCRIPTION, published
 
@@ -177,3 +177,53 @@ def test_keeping_nothing_is_refused(store: Store, keep: int, ledger_entries: int
     """Zero is more likely a slip than a wish."""
     with pytest.raises(ValueError, match="at least one"):
         retire(store, keep=keep, ledger_entries=ledger_entries)
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 5])  # manifest, files, marker
+def test_a_deletion_that_was_held_up_does_not_go_on(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """Seed 202401 of the simulation: before one of its deletes a call stands still for two days.
+
+    Meanwhile another call ends the deletion, and a night publishes the version again. The first then deletes nothing.
+    """
+    folders = {published(store, tmp_path / f"{i}", b"%d" % i): tmp_path / f"{i}" for i in range(2)}
+    old, kept = sorted(folders)
+    let_serve(store, kept)
+    real = Store.find
+    looked = 0
+
+    def find(self: Store, key: str) -> Blob | None:
+        nonlocal looked
+        if key == f"models/{old}/{RETIRED}":
+            looked += 1
+            if looked == at + 1:
+                monkeypatch.setattr(Store, "find", real)
+                hold(store, kept)
+                assert retire(store, keep=1, ledger_entries=1, now=LATER + timedelta(days=2)) == [old]
+                publish(store, folders[old], DESCRIPTION)
+        return real(self, key)
+
+    monkeypatch.setattr(Store, "find", find)
+    with pytest.raises(StoreError, match="held up"):
+        retire(store, keep=1, ledger_entries=1, now=LATER)
+    pull(store, old, tmp_path / "whole")
+    assert store.find(f"models/{old}/{RETIRED}") is None
+
+
+def test_a_machine_that_slept_does_not_go_on_deleting(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a day after its marker, which is still there, a deletion ends; the next call ends what it began."""
+    old, kept = sorted(publish_all(store, tmp_path, 2))
+    let_serve(store, kept)
+    hours = iter([0, 1, 1, 13])
+    monkeypatch.setattr("tasks.registry.retention._seconds", lambda: next(hours) * 3600.0)
+    with pytest.raises(StoreError, match="held up"):
+        retire(store, keep=1, ledger_entries=1, now=LATER)
+    left = {entry.key.removeprefix(f"models/{old}/") for entry in store.entries(f"models/{old}/")}
+    assert RETIRED in left
+    assert len(left) == 4  # the manifest and one of four files are gone
+    monkeypatch.undo()
+    assert retire(store, keep=1, ledger_entries=1, now=LATER + timedelta(days=1)) == [old]
+    assert stored(store) == {kept}

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Final
+
 import pytest
 
 from tests.simulation.planted import PLANTED, planted
-from tests.simulation.world import Violation, digest, simulate
+from tests.simulation.world import Violation, World, digest, simulate
 
 SEEDS = 1000
-"""Schedules among which each planted fault is found: the rarest shows in one of 250."""
+"""Schedules among which each planted fault is found: the rarest shows in one of 400."""
+
+SHOWS_IN: Final[dict[str, Callable[[World], bool]]] = {
+    "retention by a fast clock": lambda world: world.focus == "retention",
+    "a promotion does not look for the marker": lambda world: world.focus == "retention",
+    "an outcome from memory": lambda world: world.crowd.deaths == 4,
+    "nobody announces for the dead": lambda world: world.crowd.deaths == 4,
+}
+"""Faults that few schedules show, and which those are."""
 
 
 def test_500_schedules_keep_every_promise() -> None:
@@ -41,9 +52,10 @@ def test_a_seed_replays_a_schedule() -> None:
 def test_a_planted_fault_is_found(fault: str) -> None:
     """By a promise that is broken, or by the code itself, that finds its store damaged."""
     with planted(fault), pytest.raises((Violation, Exception)):
-        _simulate_all(SEEDS)
+        _simulate(SHOWS_IN.get(fault, bool))
 
 
-def _simulate_all(count: int) -> None:
-    for seed in range(count):
-        simulate(seed)
+def _simulate(is_worth_it: Callable[[World], bool]) -> None:
+    for world in map(World, range(SEEDS)):
+        if is_worth_it(world):
+            world.run()

@@ -5,6 +5,10 @@ marker. The marker is what keeps a promotion and a deletion of one version apart
 anew and then looks for the marker (`versions.hold`), a deletion writes the marker and then looks at the manifest's age
 and at production. The one that comes second sees the first, and gives way.
 
+A marker that is older than a day may be taken over. So a deletion that was held up (a machine asleep, a request that
+hung) must not go on: the version may be gone, and published again, under the same keys with the same bytes. Before
+every delete it looks whether the marker is still its own and at most half a day old.
+
 Ages are told by the store's clock alone: a machine whose own is ahead would find everything old.
 """
 
@@ -12,7 +16,8 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Collection
+import time
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,7 +26,7 @@ from typing import Final
 from tasks.registry.clock import store_time
 from tasks.registry.ledger import history
 from tasks.registry.versions import MANIFEST, RETIRED, is_version
-from tasks.storage import Entry, Store
+from tasks.storage import Entry, Store, StoreError
 
 KEEP: Final = 10
 """Latest candidates that are kept, whatever became of them."""
@@ -31,6 +36,9 @@ LEDGER_ENTRIES: Final = 10
 
 _MIN_AGE: Final = timedelta(days=1)
 """What was written more recently may be on its way into production."""
+
+_LEASE: Final = _MIN_AGE / 2
+"""For so long a deletion may go on after it marked its version; the other half is for the last of its requests."""
 
 InUse = Callable[[], Collection[str]]
 """Versions that something needs now besides production and the ledger, such as a night that is under way."""
@@ -84,7 +92,9 @@ def retire(
             if dry_run or _delete(store, version, rule):
                 retired.append(version)
         elif not dry_run and RETIRED in entries and entries[RETIRED].modified <= rule.before:
-            store.delete([entries[RETIRED].key])  # an interrupted deletion that had not begun to delete
+            claim = _claim(store, version, rule.before)  # an interrupted deletion that had not begun to delete
+            if claim is not None:
+                claim.delete([claim.marker])
     return retired
 
 
@@ -104,34 +114,61 @@ def _by_version(store: Store, version: str = "") -> dict[str, dict[str, Entry]]:
     return found
 
 
+@dataclass(frozen=True)
+class _Claim:
+    """The marker of this call alone on a version, and since when (on this machine's clock, sleep included)."""
+
+    store: Store
+    marker: str
+    etag: str
+    since: float
+
+    def delete(self, keys: Iterable[str]) -> None:
+        """Delete objects one by one, each only while the marker is surely this call's. Raises StoreError."""
+        for key in keys:
+            there = self.store.find(self.marker)
+            if there is None or there.etag != self.etag or _seconds() - self.since > _LEASE.total_seconds():
+                version = self.store.uri(self.marker.removesuffix(RETIRED))
+                raise StoreError(
+                    f"the deletion of {version} was held up for too long, and may be another's by now: "
+                    "run `ratchet retire` again"
+                )
+            self.store.delete([key])
+
+
+def _seconds() -> float:
+    """Seconds that go on while the machine sleeps."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 def _delete(store: Store, version: str, rule: _Rule) -> bool:
     """Delete one version, unless it turns out to be in use once it is marked."""
-    marker = f"models/{version}/{RETIRED}"
-    if not _claim(store, marker, rule.before):
+    claim = _claim(store, version, rule.before)
+    if claim is None:
         return False
     entries = _by_version(store, version).get(version, {})
     entries.pop(RETIRED, None)
-    if version in rule.needed(store) or any(entry.modified > rule.before for entry in entries.values()):
-        store.delete([marker])
-        return False
-    manifest = [entries.pop(MANIFEST).key] if MANIFEST in entries else []
-    store.delete([*manifest, *(entry.key for entry in entries.values()), marker])
-    return True
+    needed = version in rule.needed(store) or any(entry.modified > rule.before for entry in entries.values())
+    if not needed:
+        claim.delete([entries.pop(MANIFEST).key] if MANIFEST in entries else [])
+        claim.delete(entry.key for entry in entries.values())
+    claim.delete([claim.marker])
+    return not needed
 
 
-def _claim(store: Store, marker: str, before: datetime) -> bool:
-    """Mark a version as being deleted by this call alone; False where another call is at it.
+def _claim(store: Store, version: str, before: datetime) -> _Claim | None:
+    """Mark a version as being deleted by this call alone; None where another call is at it.
 
     Were a marker shared, the call that gives way would take it from under the one that keeps deleting. A marker that
-    is older than a day was left by a call that died.
+    is older than a day was left by a call that died, or was held up and will notice.
     """
+    marker, since = f"models/{version}/{RETIRED}", _seconds()
     own = f"being deleted by {secrets.token_hex(8)}\n".encode()
-    if store.put_if_absent(marker, own) is not None:
-        return True
-    for entry in store.entries(marker):
-        if entry.modified <= before:
-            return store.put_if_match(marker, own, entry.etag) is not None
-    return False
+    etag = store.put_if_absent(marker, own)
+    if etag is None:
+        old = next((entry for entry in store.entries(marker) if entry.modified <= before), None)
+        etag = None if old is None else store.put_if_match(marker, own, old.etag)
+    return None if etag is None else _Claim(store, marker, etag, since)
 
 
 def tidy(models: Path, kept: Collection[str], *, now: float) -> list[str]:

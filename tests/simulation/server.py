@@ -26,8 +26,8 @@ class Stored:
 class Turns(Protocol):
     """What a client does around a request: let the others go on, or die."""
 
-    def before(self) -> None:
-        """Let others take their turns; raises Crash when the process dies here."""
+    def before(self, written: str) -> None:
+        """Let others take their turns; raises Crash when the process dies here. `written`: the key, of a write."""
 
     def after(self) -> None:
         """Die after the request was carried out, before its reply is used."""
@@ -91,7 +91,7 @@ class Client:
 
     def put_object(self, *, Key: str, Body: Any, IfMatch: str = "", IfNoneMatch: str = "", **_: Any) -> Any:  # noqa: N803
         """PUT, under a condition or none. A reply may be lost, and the request then made again by the client."""
-        self._begin()
+        self._begin(Key)
         body = Body if isinstance(Body, bytes) else Body.read()
 
         def write() -> Stored:
@@ -130,7 +130,7 @@ class Client:
 
     def delete_object(self, *, Key: str, **_: Any) -> Any:  # noqa: N803
         """DELETE; of nothing as well."""
-        self._begin()
+        self._begin(Key)
         self._server.delete(Key)
         self._turns.after()
         return {}
@@ -183,9 +183,9 @@ class Client:
             reply |= {"IsTruncated": True, "NextContinuationToken": last}
         return reply
 
-    def _begin(self) -> None:
+    def _begin(self, written: str = "") -> None:
         """Every request: others may come first, time passes, and the server may not want it."""
-        self._turns.before()
+        self._turns.before(written)
         self._server.requests += 1
         self._server.now += timedelta(seconds=1)
         if self._fails():

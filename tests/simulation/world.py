@@ -33,7 +33,7 @@ from tasks.watch import fresh
 from tests.models import DESCRIPTION, model_folder
 from tests.report_cases import material
 from tests.simulation.actors import Crash, Crowd, Process
-from tests.simulation.server import Client, Server, Stored
+from tests.simulation.server import BEGINNING, Client, Server, Stored
 
 LIMITS = Limits(max_removed_share=1.0, full_listing_below=2, full_listing_commits=4)
 _TROUBLE = (StoreError, RegistryError, LogError, SplitError, erasure.StubbornError, erasure.NothingToForgetError)
@@ -78,6 +78,7 @@ class World:
             self.random,
             deaths=self.random.choice((0, 1, 2, 4)),
             likely=self.random.choice((0.01, 0.04)),
+            holds_up=self.random.choice((0.0, 0.5)),
             restless=self.random.choice((1.0, 0.3, 0.05)),
         )
         self.count = 0
@@ -86,7 +87,7 @@ class World:
 
     def run(self) -> None:
         """Let everybody act, then look at what came of it. Raises Violation."""
-        with _deterministic(self.random):
+        with _deterministic(self.random), mock.patch("tasks.registry.retention._seconds", self._seconds):
             self._uploads(4 if self.focus == "all" else 2)
             self._history()
             for number in range(self.random.choice((2, 3))):
@@ -191,9 +192,14 @@ class World:
             train = [row["query"] for row in rows if row["kind"] == "pair" and split.side(row["query"]) == "train"]
             train = [query for query in train if splits.query_key(query) not in golden]
             with self._at_once():
-                version = self._publish(store, len(train) % 4)
-                run.put(runs.CANDIDATE.name, _candidate(version, taken.commit))
-                self.in_use[run_id] = version
+                weights = len(train) if self.focus == "all" else self.random.randrange(4)
+                version = self._publish(store, weights % 4)
+                self.in_use[run_id] = version  # it is young until the run's folder names it
+                try:
+                    run.put(runs.CANDIDATE.name, _candidate(version, taken.commit))
+                except BaseException:
+                    del self.in_use[run_id]
+                    raise
             self.trained[run_id] = set(train)
         else:
             version = candidate.version
@@ -300,8 +306,13 @@ class World:
         for _ in range(3):
             for _ in range(self.random.randrange(60)):
                 self.crowd.turn()
-            if not self.critical:
+            if not self.critical and not self.crowd.hurried:
                 self.server.now += timedelta(hours=self.random.choice((1, 30, 50)))
+
+    def _seconds(self) -> float:
+        """A machine's clock, which goes on while it sleeps. The request that follows arrives within half a day."""
+        self.crowd.hurry()
+        return (self.server.now - BEGINNING).total_seconds()
 
     def _announce(self, change: Change) -> None:
         self.told.append(change.promotion)
