@@ -28,6 +28,7 @@ SUBJECTS = {
     "ranking": "Exact ranking",
     "gate": "How often the gate promotes",
     "audit": "How often a bad upload is named",
+    "reindex": "Embedding documents for an index",
 }
 """Benchmarks in the order of a night, and what each is about."""
 
