@@ -167,7 +167,15 @@ def test_after_an_unclosed_quote_reading_goes_on_at_a_sure_beginning() -> None:
 
 def test_every_part_of_a_row_arrives() -> None:
     """Query, document, negatives under both names, score, and names; the same from JSON lines and Parquet."""
-    parts = {"query": "q", "document": "d", "score": 0.75, "slice": "en", "source": "clicks", "labeller": "ann"}
+    parts = {
+        "query": "q",
+        "document": "d",
+        "score": 0.75,
+        "slice": "en",
+        "source": "clicks",
+        "labeller": "ann",
+        "train_only": True,
+    }
     row = {**parts, "negative": "n", "negatives": ["m", "o"]}
     wanted = {**parts, "negatives": ["n", "m", "o"], "line": 1}
     assert taken("pairs/a.jsonl", orjson.dumps(row)) == ([wanted], [])
@@ -259,7 +267,8 @@ def test_json_lines_come_back_as_they_were_written(pairs: Any, end: str, bom: bo
     body = b"\xef\xbb\xbf" + body if bom else body
     found, rejected = taken("pairs/a.jsonl.gz" if packed else "pairs/a.jsonl", gzip.compress(body) if packed else body)
     wanted = [
-        {**row, "slice": None, "source": None, "labeller": None, "line": line} for line, row in enumerate(rows, 1)
+        {**row, "slice": None, "source": None, "labeller": None, "train_only": None, "line": line}
+        for line, row in enumerate(rows, 1)
     ]
     assert found == wanted
     assert rejected == ([] if rows else [Rejected(rejected[0].object, 0, "empty", "")])
@@ -296,7 +305,16 @@ ENCODINGS = st.sampled_from([True, False, "PLAIN", "DELTA_BYTE_ARRAY", "DELTA_LE
 def test_parquet_comes_back_as_it_was_written(pairs: Any, options: Any, encoding: bool | str) -> None:
     """Any row group size, compression and encoding: the same rows in the same order."""
     rows = [
-        {"query": q, "document": d, "negatives": n, "score": s, "slice": None, "source": None, "labeller": None}
+        {
+            "query": q,
+            "document": d,
+            "negatives": n,
+            "score": s,
+            "slice": None,
+            "source": None,
+            "labeller": None,
+            "train_only": None,
+        }
         for q, d, n, s in pairs
     ]
     schema = pa.schema([field for field in PARSED if field.name != "line"])

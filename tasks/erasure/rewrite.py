@@ -30,7 +30,7 @@ _GENEROUS: Final = Limits(
 """Whatever was taken under some limits is read again without."""
 
 _DROP: Final = object()
-_NO_TEXT: Final = frozenset({"slice", "split", "label", "language", "lang", "source", "id", "_id"})
+_NO_TEXT: Final = frozenset({"slice", "split", "label", "language", "lang", "source", "labeller", "id", "_id"})
 """Names of fields whose values are not texts of a row, though they may be spelt as one."""
 
 _TEXT_FIELDS: Final = frozenset({"query", "text", "document", "returned_before", "returned_after", "other"})

@@ -187,8 +187,8 @@ class Rows:
         self.negatives.append(negatives)
         self.score.append(None if columns.constant else score)
         self.slice.append(cut)
-        self.source.append(_name(row, columns.source))
-        self.labeller.append(_name(row, columns.labeller))
+        self.source.append(None if columns.source is None else _name(row[columns.source]))
+        self.labeller.append(None if columns.labeller is None else _name(row[columns.labeller]))
         self.train_only.append(None if columns.train_only is None else _FLAGS.get(str(row[columns.train_only]).lower()))
         self.line.append(line)
         return None
@@ -236,10 +236,9 @@ class Rows:
         return done
 
 
-def _name(row: Mapping[str, Any], column: str | None) -> str | None:
-    """Who or what a label comes from, where a row says so."""
-    name = None if column is None else row[column]
-    return name if type(name) is str and name.strip() else None
+def _name(cell: Any) -> str | None:
+    """Who or what a label comes from, where a cell says so."""
+    return cell if type(cell) is str and cell.strip() else None
 
 
 def fault(part: str, text: object, most: int) -> str | None:
