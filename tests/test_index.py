@@ -30,7 +30,7 @@ from tasks.index.targets import Target, TargetError
 from tasks.intake import take_in
 from tasks.parsing import Document, RefusedError, Rejected, read_documents
 from tasks.storage import Store
-from tests import tiny_models
+from tests import model_zoo, tiny_models
 from tests.faults import Crash, crash, faulty, writes
 from tests.memory import memory_store
 
@@ -210,6 +210,20 @@ def test_vectors_are_those_of_the_model(model: Path, tmp_path: Path) -> None:
         ids += rows.ids
     assert sorted(ids) == sorted(f"d{i}" for i in range(COUNT))
     assert found.contents.count == COUNT
+
+
+def test_a_document_without_a_known_word_is_kept_and_never_found(tmp_path: Path) -> None:
+    """Static embeddings give it a vector of zeros: its shard is sound, and a second build encodes nothing again."""
+    static = model_zoo.static_without_marks(tmp_path / "model")
+    store = filled(memory_store())
+    store.put("documents/odd.jsonl", lines({"id": "odd", "text": "\N{ALCHEMICAL SYMBOL FOR GOLD}", "n": 0}))
+    first = embedded(store, static, tmp_path)
+    found = read_build(store, first.index)
+    rows = [shards.read_shard(store, found.identity, one.name, found.dimension) for one in found.shards]
+    [odd] = [part.vectors[part.ids.index("odd")] for part in rows if "odd" in part.ids]
+    assert not odd.any()
+    again = embedded(store, static, tmp_path)
+    assert (again.encoded, again.made) == (0, 0)
 
 
 def test_only_what_is_new_is_encoded(model: Path, tmp_path: Path, encoded: list[str]) -> None:

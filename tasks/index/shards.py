@@ -152,7 +152,7 @@ def read_shard(store: Store, identity: str, name: str, dimension: int) -> Rows:
     if name.rpartition("-")[2] != _content(table):
         raise ShardError(damaged)
     vectors = _vectors(table, dimension)
-    if vectors is None or not (np.abs(np.linalg.norm(vectors, axis=1) - 1) <= _UNIT).all():
+    if vectors is None or not _sound(vectors):
         raise ShardError(damaged)
     metadata = [orjson.loads(one) for one in table["metadata"].to_pylist()]
     return Rows(table["id"].to_pylist(), table["text"].to_pylist(), metadata, vectors)
@@ -175,6 +175,12 @@ def known_vectors(
             if digest in wanted:
                 found.setdefault(digest, vector)
     return found
+
+
+def _sound(vectors: np.ndarray) -> bool:
+    """Whether all vectors have length 1, or 0: that of a document of which static embeddings know no word."""
+    lengths = np.linalg.norm(vectors, axis=1)
+    return bool(((np.abs(lengths - 1) <= _UNIT) | (lengths == 0)).all())
 
 
 def _vectors(table: pa.Table, dimension: int) -> np.ndarray | None:
