@@ -196,6 +196,8 @@ class World:
                 version = self._publish(store, weights % 4)
                 self.in_use[run_id] = version  # it is young until the run's folder names it
                 try:
+                    for _ in range(self.random.choice((0, 60)) if self.focus == "retention" else 0):
+                        self.crowd.turn()
                     run.put(runs.CANDIDATE.name, _candidate(version, taken.commit))
                 except BaseException:
                     del self.in_use[run_id]
