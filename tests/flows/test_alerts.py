@@ -229,6 +229,7 @@ def test_a_channel_that_takes_no_test_alert_is_named(
     assert "Traceback" not in refused.stderr
 
 
+@pytest.mark.slow
 def test_mail_arrives_through_the_server(hook: Receiver, client: SyncPrefectClient, on_stack: local.Stack) -> None:
     """Each recipient gets the text of a test alert; a mail server that refuses, and one that is away, are failures."""
     to = ("ann@example.org", "bob@example.org")
