@@ -12,10 +12,11 @@ import pytest
 from prefect.logging import disable_run_logger
 from sentence_transformers import SentenceTransformer
 
-from tasks import night, runs, steps
+from tasks import runs, steps
 from tasks.audit import canary
 from tasks.config import Training
 from tasks.encoding import encode, fingerprint, load
+from tasks.night import judging
 from tasks.records import Canary, Drift
 from tasks.runs import Run
 from tasks.storage import Store
@@ -110,9 +111,9 @@ def test_a_drift_is_said_with_the_verdict(store: Store) -> None:
     """Whatever the verdict is; a damaged record says nothing."""
     run = Run(store, RUN)
     run.once(runs.DRIFT, lambda: Drift(since=RUN, drifted=3, warning="The vectors have drifted."))
-    assert night._noticed(run, "held") == ["The vectors have drifted."]
+    assert judging._noticed(run, "held") == ["The vectors have drifted."]
     store.put(run.key(runs.DRIFT.name), b"{")
-    assert night._noticed(run, "held") == []
+    assert judging._noticed(run, "held") == []
 
 
 def test_the_fingerprint_of_a_model_names_its_canary(tmp_path: Path) -> None:

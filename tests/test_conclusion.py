@@ -13,6 +13,7 @@ from pydantic_core import to_json
 
 from tasks import night, registry, report, runs
 from tasks.config import Outcome, Training, Verdict
+from tasks.night import judging
 from tasks.records import Begun, Plan, Started
 from tasks.registry import Change
 from tasks.report.messages import message, production_line
@@ -235,10 +236,10 @@ def test_a_candidate_that_a_person_rolled_back_is_vetoed_by_the_decision(store: 
     let_serve(store, versions[0], "one")
     let_serve(store, versions[1], "two")
     registry.rollback(store, run_id="undo", who="Ann", reason="odd results")
-    (veto,) = night._held(store, versions[1])
+    (veto,) = judging._held(store, versions[1])
     assert "was rolled back by Ann" in veto
     assert f"`ratchet release {versions[1]}`" in veto
-    assert night._held(store, versions[2]) == []
+    assert judging._held(store, versions[2]) == []
 
 
 def test_a_run_that_broke_off_after_its_promotion_knows_it(store: Store, versions: list[str]) -> None:

@@ -87,7 +87,11 @@ def test_imports_keep_the_contracts() -> None:
         ("tasks/gate.py", "import tasks.registry", "tasks.gate -> tasks.registry"),
         ("tasks/storage.py", "from tasks.config import Gate", "tasks.storage -> tasks.config"),
         ("tasks/training/losses.py", "from tasks import scoring", "tasks.training.losses -> tasks.scoring"),
-        ("tasks/night.py", "def late():\n    from tasks.watch import drift", "tasks.night -> tasks.watch.drift"),
+        (
+            "tasks/night/judging.py",
+            "def late():\n    from tasks.watch import drift",
+            "tasks.night.judging -> tasks.watch.drift",
+        ),
         ("tasks/report/page.py", "import data_checks.run", "tasks.report.page -> data_checks.run"),
         ("data_checks/suite.py", "from tasks.storage import Store", "data_checks.suite -> tasks.storage"),
         ("flows/retrain.py", "import deployments.doctor", "flows.retrain -> deployments.doctor"),

@@ -538,12 +538,13 @@ _CLOCKS = ("intake.batch", "intake.take", "erasure.forget")
 def _deterministic(source: random.Random) -> Iterator[None]:
     """Threads, waits and random names as the seed has them; reports are left out."""
     names = random.Random(source.random())
-    with mock.patch.multiple("tasks.night.report", html=lambda *_: "", markdown=lambda *_: "", charts_of=lambda *_: []):
+    texts = {"html": lambda *_: "", "markdown": lambda *_: "", "charts_of": lambda *_: []}
+    with mock.patch.multiple("tasks.night.concluding.report", **texts):
         patches = [mock.patch(f"{module}.ThreadPoolExecutor", _Inline) for module in _POOLS]
         patches += [
             mock.patch("secrets.token_hex", lambda size=16: f"{names.getrandbits(8 * size):0{2 * size}x}"),
             mock.patch("tasks.storage.time", SimpleNamespace(sleep=lambda _: None)),
-            mock.patch("tasks.night.material.gather", return_value=None),
+            mock.patch("tasks.night.concluding.material.gather", return_value=None),
             mock.patch("pyarrow.parquet.read_table", _read_table),
             mock.patch("tasks.intake.listing._tomorrow", return_value="dt=2026-11-02"),
             *(mock.patch(f"tasks.{module}.now", return_value="now") for module in _CLOCKS),
