@@ -150,7 +150,7 @@ def test_an_approval_does_not_move_a_production_that_has_changed(store: Store, w
 
 def _command(store: Store, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     with CliRunner().isolation() as (out, _, _), monkeypatch.context() as patch:
-        patch.setattr(nights.console, "file", None)
+        patch.setattr(nights.console, "_file", None)
         app([*arguments, "--store", store.url], standalone_mode=False)
         return out.getvalue().decode()
 

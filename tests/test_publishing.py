@@ -297,7 +297,7 @@ def test_nothing_is_published_where_nothing_serves(store: Store, a_hub: hub.Hub)
 
 def _command(store: Store, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     with CliRunner().isolation() as (out, _, _), monkeypatch.context() as patch:
-        patch.setattr(versions.console, "file", None)
+        patch.setattr(versions.console, "_file", None)
         app([*arguments, "--store", store.url], standalone_mode=False)
         return out.getvalue().decode()
 

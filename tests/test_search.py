@@ -142,7 +142,7 @@ def _ratchet(*arguments: str) -> str:
     """What the command prints."""
     runner = CliRunner()
     with runner.isolation() as (out, _, _), pytest.MonkeyPatch.context() as patch:
-        patch.setattr(console, "file", None)
+        patch.setattr(console, "_file", None)
         app(["search", *arguments], standalone_mode=False)
         return out.getvalue().decode()
 

@@ -36,7 +36,7 @@ def run(store: Store, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """What a command prints; it must succeed."""
     runner = CliRunner()
     with runner.isolation() as (out, _, _), monkeypatch.context() as patch:
-        patch.setattr(versions.console, "file", None)
+        patch.setattr(versions.console, "_file", None)
         app([*arguments, "--store", store.url], standalone_mode=False)
         return out.getvalue().decode()
 

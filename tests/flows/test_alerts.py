@@ -256,7 +256,7 @@ def test_mail_arrives_through_the_server(hook: Receiver, client: SyncPrefectClie
         refusing = _ratchet(on_stack, "alerts", "test")
     assert refusing.returncode == 1
     assert [one.recipient for one in server.mails] == [to[1]]
-    document = client.read_block_document_by_name("ratchet-post", "slack-webhook")
+    document = client.read_block_document_by_name("ratchet-post", "slack-webhook", include_secrets=False)
     assert "127.0.0.1" not in document.model_dump_json()
     deploy.deploy(SETTINGS, environment={**on_stack.environment(), "HOOK": hook.url})
     client.delete_block_document(document.id)

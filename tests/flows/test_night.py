@@ -106,7 +106,7 @@ def test_every_object_that_the_night_left_is_described(promoted: Promoted) -> No
     assert {key.removeprefix(folder) for key in keys if key.startswith(folder)} == {
         *("parameters.json", "begin.json", "intake.json", "checks.json", "data_docs.html", "leaks.json", "start.json"),
         *("train.json", "scores.json", "per_query.parquet", "decision.json", "outcome.json", "report.html"),
-        "to_judge.jsonl",
+        *("to_judge.jsonl", "audit.json", "suspects.jsonl", "canary.json"),
     }
 
 
