@@ -144,7 +144,9 @@ def test_no_secret_is_seen_and_none_means_nothing_is_changed(hook: Receiver, cli
     assert _standing(client) == before
 
 
-def test_the_password_of_the_index_is_in_a_block_alone(client: SyncPrefectClient, on_stack: local.Stack) -> None:
+def test_the_password_of_the_index_is_in_a_block_alone(
+    hook: Receiver, client: SyncPrefectClient, on_stack: local.Stack
+) -> None:
     """It is hidden there, kept when somebody without it deploys, and replaced when it changes."""
     target = "postgresql://ratchet@127.0.0.1/search"
     with_index = Settings.model_validate({"index": {"target": target, "secret_env": "INDEX_PASSWORD"}})
@@ -163,7 +165,7 @@ def test_the_password_of_the_index_is_in_a_block_alone(client: SyncPrefectClient
         assert "hunter" not in json.dumps(_standing(client)["deployments"])
         assert client.read_deployment_by_name("reindex/after-promotion").parameters["target"] == target
     finally:
-        deploy.deploy(Settings(), environment=on_stack.environment())
+        deploy.deploy(SETTINGS, environment={**on_stack.environment(), "HOOK": hook.url})
         client.delete_block_document(client.read_block_document_by_name("ratchet-index", "secret").id)
 
 
