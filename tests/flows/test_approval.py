@@ -241,7 +241,7 @@ def test_a_person_approves_in_the_ui(on_stack: local.Stack, tmp_path: Path) -> N
         form = page.get_by_role("dialog", name="Resume Flow Run")
         expect(form).to_contain_text("passed the gate against the base model", timeout=prefect_ui.PATIENCE)
         expect(form.get_by_role("cell", name="Recall@10")).to_be_visible()
-        form.get_by_role("combobox").click()
+        form.get_by_text("Select", exact=True).click()
         page.get_by_role("option", name="approve", exact=True).click()
         form.get_by_label("Name").fill("Ada")
         form.get_by_label("Comment").fill("looks <b>right</b>")
