@@ -267,6 +267,8 @@ def test_a_night_killed_while_it_waits_is_retried_in_the_ui(on_stack: local.Stac
     for process in processes(on_stack, run):
         process.kill()
     assert final(client, run) == "Crashed"
+    log = on_stack.state / "logs" / "worker-cpu.log"  # the worker sees it too, some seconds after the runner
+    wait_for("the worker's report", lambda: "prefect.flow_runs.worker - Check whether" in log.read_text())
     approval.answer(made.store, run_id, "approved", by="Ada")
     trained = made.store.get(f"runs/{run_id}/train.json").etag
     client.set_flow_run_state(run, AwaitingRetry())  # what the button in the UI does
