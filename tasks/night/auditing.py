@@ -3,22 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from tasks import runs
-from tasks.config import (
-    Training,
-)
+from tasks.config import Training
 from tasks.night.reading import cached, model_folder
-from tasks.records import (
-    Audited,
-    Drift,
-)
+from tasks.records import Audited, Drift
 from tasks.runs import Run
 from tasks.storage import Store
-
-if TYPE_CHECKING:
-    pass
 
 
 def audit(

@@ -6,14 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 from tasks import memory, runs
-from tasks.config import (
-    Checks,
-)
+from tasks.config import Checks
 from tasks.night.reading import dataset_of
-from tasks.records import (
-    Checked,
-    CheckSummary,
-)
+from tasks.records import Checked, CheckSummary
 from tasks.runs import Run
 from tasks.storage import Store
 

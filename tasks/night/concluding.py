@@ -5,10 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks import report, runs
-from tasks.config import (
-    Index,
-    Outcome,
-)
+from tasks.config import Index, Outcome
 from tasks.report import material
 from tasks.runs import Run
 from tasks.storage import Store

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
 
 from pydantic_core import to_json
 
 from tasks import runs
-from tasks.config import (
-    TARGETS,
-    Checks,
-    Delta,
-    Gate,
-    GuardResult,
-    Model,
-    Verdict,
-)
+from tasks.config import TARGETS, Checks, Delta, Gate, GuardResult, Model, Verdict
 from tasks.night.reading import JUDGED
 from tasks.runs import Run
 from tasks.storage import Store, StoreError
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -9,16 +9,9 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Final
 
 from tasks import runs
-from tasks.config import (
-    Training,
-)
+from tasks.config import Training
 from tasks.night.reading import dataset_of, model_folder, vectors
-from tasks.records import (
-    Candidate,
-    Estimate,
-    Plan,
-    Started,
-)
+from tasks.records import Candidate, Estimate, Plan, Started
 from tasks.runs import Run
 from tasks.storage import Store
 

@@ -7,17 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from tasks import runs
-from tasks.config import (
-    Gate,
-    Training,
-)
+from tasks.config import Gate, Training
 from tasks.night.reading import JUDGED, cached, dataset_of, model_folder
-from tasks.records import (
-    Moved,
-    MovedQuery,
-    Scored,
-    SideScored,
-)
+from tasks.records import Moved, MovedQuery, Scored, SideScored
 from tasks.runs import Run
 from tasks.storage import Store
 

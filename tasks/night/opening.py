@@ -7,17 +7,8 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from tasks import runs
-from tasks.config import (
-    Limits,
-    Outcome,
-    Pending,
-    Refused,
-)
-from tasks.records import (
-    Begun,
-    Settings,
-    Taken,
-)
+from tasks.config import Limits, Outcome, Pending, Refused
+from tasks.records import Begun, Settings, Taken
 from tasks.runs import Run
 from tasks.storage import Store
 

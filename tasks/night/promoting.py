@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from tasks import runs
-from tasks.config import (
-    Model,
-)
+from tasks.config import Model
 from tasks.night.judging import hold
 from tasks.runs import Run
 from tasks.storage import Store

@@ -7,14 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from tasks import runs
 from tasks.runs import Run
 from tasks.storage import Store
-
-if TYPE_CHECKING:
-    pass
 
 _GIVEN_UP: Final = timedelta(days=7)
 """A run may wait for a GPU for a day, and be tried again by hand after a weekend."""
