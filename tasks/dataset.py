@@ -273,7 +273,7 @@ def _divide(rows: pa.Table, split: Split, relevant_score: float) -> _Divided:
     labelled = np.flatnonzero(is_labelled)
     query = rows["query"] if len(labelled) == rows.num_rows else rows["query"].filter(pa.array(is_labelled))
     golden_row = _mask(pc.equal(rows["kind"], "golden"))[labelled]
-    relevant_row = _mask(pc.fill_null(pc.greater_equal(rows["score"], relevant_score), True))[labelled]
+    relevant_row = labelled_right(rows["score"], relevant_score)[labelled]
 
     texts = encode_texts(query, document_key)
     key_of_text, side = _sides(query, texts.first, split)
@@ -296,6 +296,11 @@ def _divide(rows: pa.Table, split: Split, relevant_score: float) -> _Divided:
         bounds=np.searchsorted(labels, np.arange(len(side) + 1) * n),
         judging=judging,
     )
+
+
+def labelled_right(scores: pa.ChunkedArray, relevant_score: float = RELEVANT_SCORE) -> Mask:
+    """Which rows say that their document is relevant: those without a score, and those with a high one."""
+    return _mask(pc.fill_null(pc.greater_equal(scores, relevant_score), True))
 
 
 def _train_only(rows: pa.Table) -> Mask:

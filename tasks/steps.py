@@ -41,7 +41,7 @@ from tqdm import tqdm
 from tasks import alerts, approval, index, night, publishing, report, runs, telemetry
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
-from tasks.records import Asked, Audited, Begun, Candidate, Checked, Estimate, Question, Scored, Settings, Taken
+from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Question, Scored, Settings, Taken
 from tasks.registry import Change, RegistryError, name_of, store_time
 from tasks.report import evidence
 from tasks.runs import Run
@@ -239,30 +239,32 @@ def score(
 @task(name="audit labels", **_LONG)
 def audit(
     store: str, run_id: str, commit: int, candidate: str, production: str | None, training: Training, work: str
-) -> Audited | None:
+) -> None:
     """Look for wrong labels. Whatever becomes of it, the night goes on to the same verdict."""
     opened = Store.open(store)
+    with _beside_the_verdict("the labels were not audited", partial(night.audit_failed, opened, run_id)):
+        night.audit(opened, run_id, commit, candidate, production, training, Path(work))
+
+
+@contextmanager
+def _beside_the_verdict(what: str, failed: Callable[[str], None]) -> Iterator[None]:
+    """Log what goes wrong, whatever it is, and note it in the run's folder: no verdict depends on it."""
     try:
-        return night.audit(opened, run_id, commit, candidate, production, training, Path(work))
-    except Exception as error:  # noqa: BLE001 - whatever it is: the verdict needs no audit
-        get_run_logger().exception("the labels were not audited")
+        yield
+    except Exception as error:  # noqa: BLE001 - the verdict needs none of it
+        get_run_logger().exception(what)
         with suppress(StoreError):
-            night.audit_failed(opened, run_id, f"{type(error).__name__}: {error}")
-        return None
+            failed(f"{type(error).__name__}: {error}")
 
 
 @task(name="canary", **_LONG)
 def canary(store: str, run_id: str, production: str | None, training: Training, work: str) -> None:
     """Compare vectors of production with its first ones. Whatever becomes of it, the night goes on."""
     opened = Store.open(store)
-    try:
+    with _beside_the_verdict("the canary was not asked", partial(night.canary_failed, opened, run_id)):
         drift = night.canary(opened, run_id, production, training, Path(work))
         if drift.warning:
             get_run_logger().warning("%s", drift.warning)
-    except Exception as error:  # noqa: BLE001 - as above
-        get_run_logger().exception("the canary was not asked")
-        with suppress(StoreError):
-            night.canary_failed(opened, run_id, f"{type(error).__name__}: {error}")
 
 
 @task(name="judge", **_SHORT)
@@ -366,8 +368,10 @@ def _with_tokens(targets: publishing.Targets) -> dict[str, str]:
     for target, _ in targets.named():
         variable = publishing.SECRETS[target]
         if not environment.get(variable):
-            with suppress(ValueError, httpx.HTTPError):  # there is no such block, or no server
-                environment[variable] = str(Secret.load(f"ratchet-{target}-token").get())  # type: ignore[union-attr] # its synchronous face is untyped
+            with suppress(httpx.HTTPError):  # there is no server
+                token = secret(f"ratchet-{target}-token")
+                if token is not None:
+                    environment[variable] = token
     return environment
 
 
@@ -480,10 +484,13 @@ def _target(address: str | None, store: str, work: str) -> Iterator[index.Target
 
 def _password(address: str | None) -> str | None:
     """What `ratchet deploy` has put into the block of the target; None leaves it to libpq."""
-    if not index.takes_password(address):
-        return None
+    return secret(index.SECRET_BLOCK) if index.takes_password(address) else None
+
+
+def secret(block: str) -> str | None:
+    """What a secret block of Prefect holds; None where there is no such block."""
     try:
-        return Secret.load(index.SECRET_BLOCK).get()  # type: ignore[union-attr, no-any-return] # its synchronous face
+        return str(Secret.load(block).get())  # type: ignore[union-attr] # its synchronous face
     except ValueError:  # Prefect's word for a block that does not exist
         return None
 

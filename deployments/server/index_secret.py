@@ -19,13 +19,12 @@ def ensure(settings: IndexSettings, environment: Mapping[str, str], *, dry_run: 
     """
     from prefect.blocks.system import Secret
 
+    from tasks import steps
+
     if settings.secret_env is None:
         return []
     secret = environment.get(settings.secret_env)
-    try:
-        existing = Secret.load(SECRET_BLOCK).get()  # type: ignore[union-attr] # its synchronous face
-    except ValueError:  # Prefect's word for a block that does not exist
-        existing = None
+    existing = steps.secret(SECRET_BLOCK)
     if not secret:
         if existing is None:
             raise IndexSecretError(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from tasks.audit.blame import LEAST, MOST_PAIRS
-from tasks.dataset import RELEVANT_SCORE
+from tasks.dataset import labelled_right
 
 Ints = NDArray[np.int64]
 
@@ -52,8 +52,7 @@ def choose(train: pa.Table, since: int, seed: int, most: int = PAIRS) -> Sample:
         most: Pairs in all.
     """
     rng = np.random.default_rng(seed)
-    scores = train["score"].to_pylist()
-    right = np.array([score is None or score >= RELEVANT_SCORE for score in scores], dtype=bool)
+    right = labelled_right(train["score"])
     commits = train["commit"].to_numpy()
     found, small = _uploads(train["object"].to_pylist(), commits, np.flatnonzero(right & (commits > since)))
     newest = found[:_UPLOADS]

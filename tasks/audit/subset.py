@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from tasks.dataset import RELEVANT_SCORE, Dataset
+from tasks.dataset import Dataset, labelled_right
 from tasks.splits import document_key
 
 Ints = NDArray[np.int64]
@@ -49,7 +49,7 @@ def choose(data: Dataset, rows: Ints, seed: int, most: int = _DOCUMENTS) -> Subs
     rng = np.random.default_rng(seed)
     query_id, document_id = data.train["query_id"].to_numpy(), data.train["document_id"].to_numpy()
     dev = np.sort(rng.permutation(len(data.dev))[:_DEV]).astype(np.int64)
-    right = np.flatnonzero([score is None or score >= RELEVANT_SCORE for score in data.train["score"].to_pylist()])
+    right = np.flatnonzero(labelled_right(data.train["score"]))
     order = right[np.argsort(query_id[right], kind="stable")]
     bounds = np.searchsorted(query_id[order], np.stack([query_id[rows], query_id[rows] + 1]))
     answers = [np.unique(document_id[order[low:high]]) for low, high in bounds.T]

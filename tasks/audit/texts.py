@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from tasks.dataset import RELEVANT_SCORE, Dataset, encode_texts, index_documents
+from tasks.dataset import Dataset, encode_texts, index_documents, labelled_right
 from tasks.records import Suspect
 from tasks.splits import query_key
 
@@ -34,7 +34,7 @@ def contradictions(rows: pa.Table) -> Iterator[Suspect]:
     documents = index_documents(rows)
     n = len(documents)
     asked = encode_texts(rows["query"], query_key).codes
-    right = np.flatnonzero(pc.fill_null(pc.greater_equal(rows["score"], RELEVANT_SCORE), True).to_numpy())
+    right = np.flatnonzero(labelled_right(rows["score"]))
     labels, first = np.unique(asked[right] * n + documents.document_of[right], return_index=True)
     wrong = asked[documents.negative_row] * n + documents.negative
     if not len(labels):

@@ -6,6 +6,7 @@ from tasks.encoding.encoder import (
     BF16,
     FP16,
     FP32,
+    PATHS,
     PLAIN,
     ROLES,
     Encoder,
@@ -15,7 +16,6 @@ from tasks.encoding.encoder import (
     VectorError,
     by_budget,
     encode,
-    path_named,
 )
 from tasks.encoding.folder import ModelError, check_folder
 from tasks.encoding.identity import document_identity, fingerprint, weights_hash
@@ -30,6 +30,7 @@ __all__ = [
     "FP32",
     "LEAST_VERSIONS",
     "PARITY",
+    "PATHS",
     "PLAIN",
     "ROLES",
     "CachedEncoder",
@@ -58,7 +59,6 @@ __all__ = [
     "moved",
     "out_of_memory",
     "padding",
-    "path_named",
     "pipeline",
     "prompt_for",
     "put_aside",

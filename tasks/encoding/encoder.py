@@ -84,9 +84,8 @@ _ACCELERATED: Final = 32
 """Times the budget of a batch on anything but a CPU, most of which a small batch leaves idle. Not measured."""
 
 
-def path_named(name: str) -> NumericPath:
-    """The numeric path that a record names; StopIteration where it is none of these."""
-    return next(path for path in (PLAIN, FP32, BF16, FP16) if path.name == name)
+PATHS: Final = {path.name: path for path in (PLAIN, FP32, BF16, FP16)}
+"""Numeric paths by the names that records give them."""
 
 
 class Encoder(Protocol):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import reduce
 from pathlib import Path
@@ -19,18 +19,14 @@ import numpy as np
 import orjson
 from pydantic import TypeAdapter, ValidationError
 
+from tasks.encoding import Progress
 from tasks.index import on_ray, shards
 from tasks.index.documents import Documents
 from tasks.index.encoder import Model, ShardEncoder, ShardWorker
 from tasks.index.on_ray import Done, RayError
-from tasks.index.shards import ShardError
+from tasks.index.shards import Shard, ShardError
 from tasks.index.targets import Contents, Index, contents_of
 from tasks.storage import Store
-
-Progress = Callable[[int, int], None]
-
-_CORES: Final = 4
-"""Cores for which an actor pays where there is no GPU: one process computes on all cores already."""
 
 _DIGITS: Final = 32
 
@@ -102,10 +98,12 @@ def build(
     """
     wanted = [shards.shard_of(part).name for part in documents.parts()]
     there = [shards.name_of(entry.key) for entry in shards.stored(store, model.identity)]
-    found = dict(_sound(store, model, [name for name in wanted if name in set(there)]))
+    found = dict(_sound(store, model, sorted(set(wanted) & set(there))))
     missing = {name: shards.older(name, there) for name in wanted if name not in found}
     done, encoded = len(found), 0
-    for made in _made(store, model, documents, work, missing, workers):
+    parts = zip(wanted, documents.parts(), strict=True)
+    new = (Shard(name, part.documents) for name, part in parts if name in missing)
+    for made in _made(store, model, new, work, missing, workers) if missing else ():
         found[made.name] = _contents(store, model, made.name)
         encoded += made.encoded
         done += 1
@@ -149,13 +147,12 @@ def _contents(store: Store, model: Model, name: str) -> Contents:
 def _made(
     store: Store,
     model: Model,
-    documents: Documents,
+    new: Iterator[Shard],
     work: Path,
     missing: Mapping[str, list[str]],
     workers: int | None,
 ) -> Iterator[Done]:
-    """Make the missing shards, here or on Ray."""
-    new = (shard for shard in map(shards.shard_of, documents.parts()) if shard.name in missing)
+    """Make the missing shards, here or on Ray; `new` are their documents."""
     actors = _actors(workers, len(missing))
     if actors == 0:
         encoder = ShardEncoder(store, model, work)
@@ -183,6 +180,6 @@ def _actors(workers: int | None, missing: int) -> int | None:
         return None
     import torch
 
-    suggested = torch.cuda.device_count() or (os.cpu_count() or 1) // _CORES
+    actors = on_ray.suggested(torch.cuda.device_count(), os.cpu_count() or 1)
     # one actor does what this process does, and more of them than shards have nothing to do
-    return suggested if installed and min(suggested, missing) > 1 else 0
+    return actors if installed and min(actors, missing) > 1 else 0

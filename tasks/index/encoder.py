@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from tasks.encoding import BF16, FP16, FP32, PLAIN, ModelEncoder, VectorCache, choose_path, resolve_model, text_hash
+from tasks.encoding import FP16, FP32, PATHS, PLAIN, ModelEncoder, VectorCache, choose_path, resolve_model, text_hash
 from tasks.index import shards
 from tasks.index.on_ray import Worker
 from tasks.index.shards import Shard
-from tasks.registry import BASE, pull, read_production
+from tasks.registry import BASE, pull_to_work, read_production
 from tasks.runs import SCORED, Run, once
 from tasks.storage import Store, StoreError
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from tasks.encoding import NumericPath
     from tasks.encoding.cache import Blocks
 
-_PATHS: Final = {path.name: path for path in (BF16, FP16, FP32, PLAIN)}
 _SAMPLE: Final = 512
 
 
@@ -63,7 +62,7 @@ def encoder_key(identity: str) -> str:
 
 def folder_of(store: Store, version: str, base: str, work: Path) -> Path:
     """The verified files of a model: a version is pulled to `work`, the base model found by its name."""
-    return resolve_model(base) if version == BASE else pull(store, version, work / "models" / version)
+    return resolve_model(base) if version == BASE else pull_to_work(store, version, work)
 
 
 def path_of_night(store: Store, version: str) -> NumericPath | None:
@@ -77,7 +76,7 @@ def path_of_night(store: Store, version: str) -> NumericPath | None:
     scored = None
     with suppress(StoreError):  # a record of another release
         scored = Run(store, production.run_id).find(SCORED)
-    return _PATHS.get(scored.numeric_path) if scored is not None else None
+    return PATHS.get(scored.numeric_path) if scored is not None else None
 
 
 @dataclass
@@ -121,7 +120,7 @@ class ShardEncoder:
         if self._loaded is None:
             folder = folder_of(self.store, self.model.version, self.model.base, self.work)
             plain = ModelEncoder.open(folder, PLAIN)
-            path = _PATHS.get(self._chosen(plain.model, texts[:_SAMPLE]).path, FP32)
+            path = PATHS.get(self._chosen(plain.model, texts[:_SAMPLE]).path, FP32)
             on_cpu = plain.model.device.type == "cpu"
             self._loaded = replace(plain, path=FP32 if path == FP16 and on_cpu else path)
         return self._loaded

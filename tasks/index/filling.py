@@ -13,16 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from tasks.encoding import (
-    BF16,
-    FP16,
-    FP32,
-    PLAIN,
-    ModelEncoder,
-    ModelError,
-    VectorCache,
-    text_hash,
-)
+from tasks.encoding import PATHS, ModelEncoder, ModelError, VectorCache, text_hash
 from tasks.index import on_ray
 from tasks.index.encoder import folder_of
 from tasks.registry import BASE
@@ -33,8 +24,6 @@ _LEAST: Final = 2_048
 
 _CHUNK: Final = 1_024
 """Texts that an actor encodes at a time, and that are lost when it is killed."""
-
-_PATHS: Final = {path.name: path for path in (BF16, FP16, FP32, PLAIN)}
 
 
 @dataclass(frozen=True)
@@ -118,5 +107,5 @@ class CacheWorker(on_ray.Worker):
     def _encoder(self, store: Store, version: str, path: str) -> ModelEncoder:
         if self._loaded is None or self._loaded[0] != (version, path):
             folder = folder_of(store, version, self._base, self._work)
-            self._loaded = (version, path), ModelEncoder.open(folder, _PATHS[path])
+            self._loaded = (version, path), ModelEncoder.open(folder, PATHS[path])
         return self._loaded[1]

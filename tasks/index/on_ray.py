@@ -13,6 +13,7 @@ import os
 import secrets
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,9 @@ from tasks.storage import StoreError
 
 OBJECT_STORE_BYTES: Final = 200 << 20
 """Shared memory of a local Ray: names and counts hardly use it, and texts spill to disk."""
+
+_CORES: Final = 4
+"""Cores for which an actor pays where there is no GPU: one process computes on all cores already."""
 
 _MOST_BLOCKS: Final = 2_000
 """Blocks that the work is divided into; beyond that, one holds several pieces."""
@@ -52,12 +56,12 @@ class Done(NamedTuple):
     seconds: float
 
 
-class Worker:
+class Worker(ABC):
     """One actor. What it is given and gives are names, texts and numbers."""
 
+    @abstractmethod
     def do(self, row: dict[str, Any]) -> int:
         """Do one piece of work; returns how many texts were encoded."""
-        raise NotImplementedError
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
         """Do it, and say in a text what went wrong: Ray would pickle an exception, and bury its message."""
@@ -77,6 +81,11 @@ class Worker:
         }
 
 
+def suggested(gpus: int, cores: int) -> int:
+    """How many actors pay: one for each GPU, or one for every four cores where there is none; 0: none does."""
+    return gpus or cores // _CORES
+
+
 def run(
     worker: type[Worker], settings: dict[str, Any], rows: Sequence[dict[str, Any]], workers: int | None
 ) -> Iterator[Done]:
@@ -86,14 +95,14 @@ def run(
         worker: Class of the actors.
         settings: Arguments with which each is made.
         rows: Pieces of work, each with a `name`.
-        workers: Actors; None: one for each GPU, or one for every four cores where there is none.
+        workers: Actors; None: as many as pay (`suggested`).
 
     Raises RayError, and StoreError where a worker met one.
     """
     with _connected(workers) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
         cores = int(ray.cluster_resources().get("CPU", 1))
-        count = min(workers or gpus or max(1, cores // 4), len(rows))
+        count = min(workers or max(1, suggested(gpus, cores)), len(rows))
         dataset = ray.data.from_items(list(rows), override_num_blocks=min(len(rows), _MOST_BLOCKS)).map_batches(
             worker,
             fn_constructor_kwargs=settings,

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from tasks.encoding import Progress
 from tasks.index import shards
-from tasks.index.build import Build, Progress
+from tasks.index.build import Build
 from tasks.index.serving import Serving
 from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, Verified, verify
 from tasks.storage import Store

@@ -12,8 +12,9 @@ from typing import Final
 from pydantic import BaseModel, ConfigDict
 
 from tasks.config import Limits
+from tasks.encoding import Progress
 from tasks.index import renew, shards
-from tasks.index.build import Build, Progress, build, read_build
+from tasks.index.build import Build, build, read_build
 from tasks.index.client import query_encoders
 from tasks.index.documents import Documents, Origin, gather
 from tasks.index.renew import Renewed, Rule

@@ -24,7 +24,7 @@ def audit(
     def audited() -> Audited:
         rows = intake.read_rows(store, commit)
         scored, trained, good = run.read(runs.SCORED), run.read(runs.CANDIDATE), runs.last_good(store, run_id)
-        path = encoding.path_named(scored.numeric_path)
+        path = encoding.PATHS[scored.numeric_path]
         versions = {scoring.CANDIDATE: candidate, scoring.PRODUCTION: production, scoring.BASE: None}
         folders = {side: model_folder(store, versions[side], training.base_model, work) for side in scored.sides}
         encoders = {

@@ -27,7 +27,7 @@ def model_folder(store: Store, version: str | None, base_model: str, work: Path)
 
     if version is None:
         return encoding.resolve_model(base_model)
-    return registry.pull(store, version, work / "models" / version)
+    return registry.pull_to_work(store, version, work)
 
 
 def cached(store: Store, encoder: ModelEncoder, work: Path) -> CachedEncoder:

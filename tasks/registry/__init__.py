@@ -27,7 +27,17 @@ from tasks.registry.production import (
     rollback,
 )
 from tasks.registry.retention import KEEP, LEDGER_ENTRIES, retire, tidy
-from tasks.registry.versions import Description, RegistryError, VersionError, hold, publish, pull, read_manifest, verify
+from tasks.registry.versions import (
+    Description,
+    RegistryError,
+    VersionError,
+    hold,
+    publish,
+    pull,
+    pull_to_work,
+    read_manifest,
+    verify,
+)
 
 __all__ = [
     "BASE",
@@ -55,6 +65,7 @@ __all__ = [
     "publish",
     "pull",
     "pull_production",
+    "pull_to_work",
     "read_manifest",
     "read_production",
     "release",

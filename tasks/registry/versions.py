@@ -274,6 +274,11 @@ def _check_not_retired(store: Store, version: str) -> None:
 # --- pulling -------------------------------------------------------------------------------------------------
 
 
+def pull_to_work(store: Store, version: str, work: Path) -> Path:
+    """Bring a version's verified files to its place in the folder of this machine; see `pull`."""
+    return pull(store, version, work / "models" / version)
+
+
 def pull(store: Store, version: str, folder: Path) -> Path:
     """Bring a version's verified files to `folder`, and return it.
 

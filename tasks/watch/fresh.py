@@ -177,7 +177,7 @@ class _Fresh:
             return scoring.score_side(data.test, data.documents, encoder, on_progress=on_progress).per_query
 
         def pulled(version: str) -> Path:
-            return registry.pull(self.store, version, work / "models" / version)
+            return registry.pull_to_work(self.store, version, work)
 
         version = str(self.production.version)
         serving, base = score(pulled(version)) or {}, score(self.origin.base_folder)
