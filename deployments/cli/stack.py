@@ -68,6 +68,7 @@ def status(state: StateOption = None, store: StoreOption = None) -> None:
 
 def demo(state: StateOption = None) -> None:
     """Run one real night on bundled documentation, from start to verdict."""
+    hush()
     from deployments import demo as data
     from deployments.terminal import follow, show
     from tasks.registry import pull as pull_version
