@@ -44,6 +44,13 @@ class Columns(NamedTuple):
     shaped: bool = False
     """Whether a row is more than its query, one document, and lists of negatives."""
 
+    @property
+    def others(self) -> list[str]:
+        """The names that are there, but for query and document."""
+        said = (self.source, self.labeller, self.train_only)
+        names = (*self.negatives, self.score, self.slice, *said, self.title, self.judgement)
+        return [name for name in names if name is not None]
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -190,17 +190,7 @@ class CsvRecords:
         columns = plan.columns(self._header)
         if isinstance(columns, str):
             raise RefusedError(columns, "each name may be there once")
-        named = (
-            *columns.negatives,
-            columns.score,
-            columns.slice,
-            columns.source,
-            columns.labeller,
-            columns.train_only,
-            columns.title,
-            columns.judgement,
-        )
-        optional = [name for name in named if name is not None]
+        optional = columns.others
         size = rows = 0
         for found in self._sure_records():
             size += found.size

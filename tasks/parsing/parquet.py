@@ -35,6 +35,9 @@ _READ_BYTES: Final = 32 << 20
 _MADE_BYTES: Final = 4 << 20
 """Bytes of texts that are made at once."""
 
+_GROUPS: Final = frozenset({"slice", "source", "labeller"})
+"""Columns that name what a row belongs to."""
+
 _MOST_COLUMNS: Final = 10_000
 _MOST_INDEX_BYTES: Final = 1 << 24
 """What the index at the end of a file takes in memory is many times its size."""
@@ -208,13 +211,7 @@ def _open(body: bytes) -> pq.ParquetFile:
 def _may_matter(name: str, kind: pa.DataType) -> bool:
     """Whether the values of a column have to be looked at, to know what the rows mean."""
     name = plain(name)
-    named = (
-        name in JUDGEMENTS
-        or name in SCORES
-        or name in TITLES
-        or name in {"slice", "source", "labeller"}
-        or is_negatives(name)
-    )
+    named = name in JUDGEMENTS or name in SCORES or name in TITLES or name in _GROUPS or is_negatives(name)
     may_tell = pa.types.is_boolean(kind) or pa.types.is_integer(kind) or _is_text(kind)
     return named or name == "answer" or (may_judge(name) and may_tell)
 
@@ -257,10 +254,7 @@ def _with_offsets(lists: pa.Array) -> pa.Array:
 
 
 def _names(columns: Columns) -> list[str]:
-    said = (columns.source, columns.labeller, columns.train_only)
-    others = (columns.score, columns.slice, *said, columns.title, columns.judgement)
-    parts = (columns.query, columns.document, *columns.negatives, *others)
-    return [name for name in parts if name is not None]
+    return [name for name in (columns.query, columns.document, *columns.others) if name is not None]
 
 
 def _first_line(error: BaseException) -> str:
@@ -302,7 +296,7 @@ def _check_type(name: str, kind: pa.DataType, *, is_text: bool) -> None:
         sound, wanted = _is_number(kind) or pa.types.is_null(kind), "numbers"
     elif is_negatives(called):
         sound = _is_text(kind) or pa.types.is_null(kind) or of_texts
-    elif called in TITLES or called in {"slice", "source", "labeller"}:
+    elif called in TITLES or called in _GROUPS:
         sound = _is_text(kind) or pa.types.is_null(kind)
     else:
         sound, wanted = not pa.types.is_nested(kind) and not pa.types.is_binary(kind), "judgements"
