@@ -14,6 +14,8 @@ from typing import Any
 
 import pytest
 
+from tests.http_servers import serving
+
 
 @dataclass
 class Receiver:
@@ -63,14 +65,11 @@ def receiving(folder: Path) -> Iterator[Receiver]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with unconfigured(folder) as patch, ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        here.url = f"http://127.0.0.1:{server.server_port}"
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    here.url = f"http://127.0.0.1:{server.server_port}"
+    with unconfigured(folder) as patch, serving(server):
         patch.setenv("OPENLINEAGE_URL", here.url)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
         try:
             yield here
         finally:
             here.answers.set()
-            server.shutdown()
-            thread.join()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from tasks.runs import Run
 from tasks.storage import Store, StoreError
 from tasks.telemetry import Metrics, lineage
 from tasks.telemetry.openmetrics import Family, text_of
+from tests.http_servers import serving
 from tests.lineage import Receiver, receiving, unconfigured
 from tests.models import published
 from tests.report_cases import VERDICTS, outcome
@@ -141,14 +141,9 @@ def test_a_fast_clock_is_not_the_last_run(store: Store) -> None:
 @contextmanager
 def exporting(text: Callable[[], str], token: str | None = None) -> Iterator[str]:
     """An exporter on loopback; its address."""
-    with Exporter(("127.0.0.1", 0), text, token) as exporter:
-        thread = threading.Thread(target=exporter.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{exporter.server_address[1]}"
-        finally:
-            exporter.shutdown()
-            thread.join()
+    exporter = Exporter(("127.0.0.1", 0), text, token)
+    with serving(exporter):
+        yield f"http://127.0.0.1:{exporter.server_address[1]}"
 
 
 def ask(url: str, token: str | None = None) -> tuple[int, str, str]:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
+import flows.retrain
 from deployments.server import deploy
 from deployments.server.settings import Settings
 from deployments.stack import local
+from tasks import night
+from tasks.config import Model
 from tasks.storage import Store
 from tests.flows.receiver import Receiver, receiving
+from tests.models import published
 
 SETTINGS = Settings.model_validate({"channels": {"hook": {"kind": "webhook", "secret_env": "HOOK"}}})
 """One channel for all alerts: where `hook` receives."""
@@ -63,3 +69,15 @@ def hook(on_stack: local.Stack) -> Iterator[Receiver]:
 def night_store(on_stack: local.Stack) -> Store:
     """An empty store of its own on the stack."""
     return Store.open(on_stack.store(f"test-{uuid.uuid4().hex}"))
+
+
+@pytest.fixture
+def better(night_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A store whose next night finds a better candidate, without training it; its version."""
+    version = published(night_store, tmp_path / "candidate", b"candidate")
+    rows = ({"query": f"how is part {i} made", "document": f"part {i} is cast from iron"} for i in range(150))
+    night_store.put("pairs/a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    judged = night.Judged("promoted", ["better"], Model(version=version, scores={"mrr": 0.7}), Model())
+    monkeypatch.setattr(flows.retrain, "fine_tune", lambda *_, **__: None)
+    monkeypatch.setattr(night, "judge", lambda *_: judged)
+    return version

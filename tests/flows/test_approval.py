@@ -5,7 +5,6 @@ What is trained is left out of most of them: their candidate is a version that w
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,8 +23,8 @@ import flows.approval
 import flows.retrain
 from deployments.stack import local
 from flows.retrain import retrain
-from tasks import approval, night, registry, runs
-from tasks.config import Gate, Model, Outcome
+from tasks import approval, registry, runs
+from tasks.config import Gate, Outcome
 from tasks.runs import Run
 from tasks.storage import Store
 from tests import hub, prefect_ui
@@ -46,17 +45,10 @@ def client(on_stack: local.Stack) -> Iterator[SyncPrefectClient]:
         yield opened
 
 
-@pytest.fixture
-def better(night_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store whose next night finds a better candidate, without training it; its version."""
-    version = published(night_store, tmp_path / "candidate", b"candidate")
-    rows = ({"query": f"how is part {i} made", "document": f"part {i} is cast from iron"} for i in range(150))
-    night_store.put("pairs/a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    judged = night.Judged("promoted", ["better"], Model(version=version, scores={"mrr": 0.7}), Model())
-    monkeypatch.setattr(flows.retrain, "fine_tune", lambda *_, **__: None)
-    monkeypatch.setattr(night, "judge", lambda *_: judged)
+@pytest.fixture(autouse=True)
+def _patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A night looks for its answer more often."""
     monkeypatch.setattr(flows.approval, "_POLL_SECONDS", 0.2)
-    return version
 
 
 def _meanwhile(store: Store, act: Callable[[str], None]) -> threading.Thread:

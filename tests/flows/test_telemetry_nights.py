@@ -5,7 +5,6 @@ Nothing is trained: the candidate is a version that was published before.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
@@ -13,27 +12,14 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import flows.retrain
 from flows.retrain import retrain
-from tasks import night, registry
-from tasks.config import Model, Outcome
+from tasks import registry
+from tasks.config import Outcome
 from tasks.storage import Store, StoreError
 from tasks.telemetry import lineage
 from tasks.telemetry.metrics import METRICS
 from tests.lineage import receiving, unconfigured
-from tests.models import published
 
 pytestmark = pytest.mark.stack
-
-
-@pytest.fixture
-def better(night_store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A store whose next night finds a better candidate, without training it; its version."""
-    version = published(night_store, tmp_path / "candidate", b"candidate")
-    rows = ({"query": f"how is part {i} made", "document": f"part {i} is cast from iron"} for i in range(150))
-    night_store.put("pairs/a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
-    judged = night.Judged("promoted", ["better"], Model(version=version, scores={"mrr": 0.7}), Model())
-    monkeypatch.setattr(flows.retrain, "fine_tune", lambda *_, **__: None)
-    monkeypatch.setattr(night, "judge", lambda *_: judged)
-    return version
 
 
 def assert_promoted(store: Store, outcome: Outcome, version: str) -> None:
