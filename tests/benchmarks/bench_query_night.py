@@ -73,7 +73,7 @@ def whole_night(store: Store, training: Training, work: Path) -> tuple[str, dict
     took("scoring")
     judged = night.judge(store, _RUN, Gate(), Checks())
     took("verdict")
-    return f"{judged.verdict}: {' '.join(judged.reasons)[:300]}", spent
+    return f"{judged.verdict}: {' '.join(judged.reasons[:2])}", spent
 
 
 def main(argv: Sequence[str] | None = None) -> float:
