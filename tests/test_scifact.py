@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,10 @@ from tasks import encoding
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import encode
 from tasks.ranking import metrics, relevant_ranks
+from tests.benchmarks.bench_training import tested
 
 SCIFACT = Path(__file__).parents[2] / "shared" / "data" / "scifact"
 """Where the data lies when it lies beside the checkout; it is no part of the project."""
-
-
-def _lines(name: str) -> list[dict[str, Any]]:
-    with gzip.open(SCIFACT / name, "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
 
 
 def _map_at_100(ranks: list[Any]) -> float:
@@ -36,19 +30,11 @@ def _map_at_100(ranks: list[Any]) -> float:
 @pytest.mark.skipif(not SCIFACT.is_dir(), reason="the SciFact data do not lie beside the checkout")
 def test_the_published_figures_come_out() -> None:
     """all-MiniLM-L6-v2 at 256 tokens: NDCG@10 .64508, Recall@10 .78333, MAP@100 .60307 (the MTEB results)."""
-    corpus = _lines("corpus.jsonl.gz")
-    place = {document["_id"]: number for number, document in enumerate(corpus)}
-    texts = {query["_id"]: query["text"] for query in _lines("queries.jsonl.gz")}
-    relevant: dict[str, list[int]] = {}
-    for line in (SCIFACT / "qrels_test.tsv").read_text().splitlines()[1:]:
-        query, document, score = line.split("\t")
-        if int(score) > 0:
-            relevant.setdefault(query, []).append(place[document])
+    data = tested(SCIFACT)
     model = encoding.load(encoding.resolve_model(BUNDLED_MODEL))
     assert model.max_seq_length == 256
-    asked = encode(model, [texts[query] for query in relevant], "query")
-    searched = encode(model, [f"{found['title']} {found['text']}".strip() for found in corpus], "document")
-    ranks = relevant_ranks(asked, searched, list(relevant.values()))
+    asked, searched = encode(model, data.queries, "query"), encode(model, data.documents, "document")
+    ranks = relevant_ranks(asked, searched, data.relevant)
     found = {name: float(values.mean()) for name, values in metrics(ranks).items()}
     assert found["ndcg_at_10"] == pytest.approx(0.64508, abs=5e-4)
     assert found["recall_at_10"] == pytest.approx(0.78333, abs=5e-4)

@@ -5,7 +5,8 @@ trained on. `old index` searches the vectors that the base model gave the docume
 `half rebuilt` a random half of each, which is what a search meets while an index is renewed in place. The query side is
 trained against the base model's vectors, which are encoded once for all seeds. The average of weights is the one that
 dev chose. Seconds are CPU, of the training alone (without the dress rehearsal, which no way can do without), and of
-encoding the documents again where that is needed.
+encoding the documents again where that is needed. Each tuned model also searches a general set that it was not tuned
+for (`--general`: claims and abstracts of SciFact, where the folder is there).
 
 Data: search in the AWS documentation (botocore); requests and commands (`--nl2bash`, where the folder is there); and
 the first sentence of a docstring -> the rest of it, in scikit-learn, SciPy and networkx as they are installed.
@@ -34,7 +35,7 @@ from tasks.training import FROM_BASE, Documents, Start, query_side
 from tasks.training.fine_tune import run as train_here
 from tasks.training.job import Job
 from tasks.training.processes import ALONE
-from tests.benchmarks.bench_training import BESIDE, Data, aws, nl2bash, smaller
+from tests.benchmarks.bench_training import BESIDE, Data, aws, nl2bash, smaller, tested
 from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
 PACKAGES: Final = ("sklearn", "scipy", "networkx")
@@ -44,6 +45,9 @@ _CHARS: Final = 240
 
 _LEAST: Final = 80
 """Characters of a docstring's rest that make a document."""
+
+_GENERAL: Final = 150
+"""Queries of the general set."""
 
 _DEV: Final = 100
 """Pairs that choose the checkpoint and the average."""
@@ -123,18 +127,37 @@ def cut(data: Data, queries: int, documents: int) -> Data:
 
 
 @dataclass(frozen=True)
+class Searched:
+    """Test queries and what they search, with the base model's vectors."""
+
+    data: Data
+    queries: np.ndarray
+    documents: np.ndarray
+
+    @classmethod
+    def of(cls, data: Data, base: Path) -> Searched:
+        """Encode once what all seeds need."""
+        return cls(data, *_both(load(base), data))
+
+    def rank(self, way: str, queries: np.ndarray, documents: np.ndarray, **more: Any) -> Run:
+        """Rank, and keep the metrics of each query."""
+        found = metrics(relevant_ranks(queries, documents, self.data.relevant))
+        return Run(self.data.name, way, found["recall_at_10"], found["mrr"], **more)
+
+
+@dataclass(frozen=True)
 class Bench:
     """One data set with the base model's vectors of everything that is searched or trained against."""
 
-    data: Data
+    own: Searched
+    general: Searched | None
     base: Path
     known: Documents
-    queries: np.ndarray
     dev: EvaluationSet
     rows: pa.Table
 
     @classmethod
-    def of(cls, data: Data, base: Path) -> Bench:
+    def of(cls, data: Data, base: Path, general: Searched | None) -> Bench:
         """Encode once what all seeds need."""
         pairs, dev = data.pairs[_DEV:], data.pairs[:_DEV]
         texts = list(dict.fromkeys([*data.documents, *(document for _, document in data.pairs)]))
@@ -153,16 +176,10 @@ class Bench:
         )
         model = load(base)
         known = Documents(base, document_identity(base), texts, _encoded(model, texts, "document"))
-        return cls(data, base, known, _encoded(model, data.queries, "query"), chosen, rows)
-
-    def documents(self) -> np.ndarray:
-        """The base model's vectors of what is searched: the first texts."""
-        return self.known.vectors[: len(self.data.documents)]
-
-    def rank(self, way: str, queries: np.ndarray, documents: np.ndarray, **more: Any) -> Run:
-        """Rank, and keep the metrics of each query."""
-        found = metrics(relevant_ranks(queries, documents, self.data.relevant))
-        return Run(self.data.name, way, found["recall_at_10"], found["mrr"], **more)
+        own = Searched(data, _encoded(model, data.queries, "query"), known.vectors[: len(data.documents)])
+        if general is not None:
+            general = replace(general, data=replace(general.data, name=f"general set after {data.name}"))
+        return cls(own, general, base, known, chosen, rows)
 
     def tuned(self, seed: int, folder: Path, **settings: Any) -> tuple[Any, float]:
         """Train one candidate; returns what it says of itself, and CPU seconds."""
@@ -176,29 +193,49 @@ class Bench:
         found = train_here(ALONE, lambda *_: None, job)
         return found, clock.read()[1]
 
+    def of_base(self) -> Iterator[Run]:
+        """What the base model does."""
+        for searched in filter(None, (self.own, self.general)):
+            yield searched.rank(BASE, searched.queries, searched.documents)
+
     def seed(self, seed: int) -> Iterator[Run]:
         """All ways of one seed."""
-        texts, old = self.data.documents, self.documents()
+        own, old = self.own, self.own.documents
         with TemporaryDirectory() as name:
             trained, seconds = self.tuned(seed, Path(name) / "both", average_weights=True)
             model = load(Path(name) / "both")
             clock = Clock()
-            averaged = _encoded(model, self.data.queries, "query"), _encoded(model, texts, "document")
+            averaged = _both(model, own.data)
             taken = clock.read()[1]
+            yield own.rank(AVERAGE, *averaged, training=seconds, encoding=taken, alpha=trained.alpha)
+            yield from self._generally(AVERAGE, model)
+            both = averaged
             if trained.alpha < 1.0:  # the tuned weights lie further on the same line
                 _further(model, load(self.base), trained.alpha)
-                both = _encoded(model, self.data.queries, "query"), _encoded(model, texts, "document")
-            else:
-                both = averaged
-            yield self.rank(AVERAGE, *averaged, training=seconds, encoding=taken, alpha=trained.alpha)
-            yield self.rank(BOTH, *both, training=seconds, encoding=taken)
-            yield self.rank(OLD, both[0], old, training=seconds)
-            mixed = np.where(np.random.default_rng(seed).random(len(texts))[:, None] < 0.5, both[1], old)
-            yield self.rank(HALF, both[0], mixed, training=seconds, encoding=taken / 2)
+                both = _both(model, own.data)
+            yield own.rank(BOTH, *both, training=seconds, encoding=taken)
+            yield from self._generally(BOTH, model)
+            yield own.rank(OLD, both[0], old, training=seconds)
+            mixed = np.where(np.random.default_rng(seed).random(len(old))[:, None] < 0.5, both[1], old)
+            yield own.rank(HALF, both[0], mixed, training=seconds, encoding=taken / 2)
             for way, epochs in ((QUERY, 1), (QUERY_3, 3)):
                 _, seconds = self.tuned(seed, Path(name) / str(epochs), side="query", epochs=epochs)
-                queries = _encoded(load(Path(name) / str(epochs)), self.data.queries, "query")
-                yield self.rank(way, queries, old, training=seconds)
+                model = load(Path(name) / str(epochs))
+                yield own.rank(way, _encoded(model, own.data.queries, "query"), old, training=seconds)
+                yield from self._generally(way, model, documents_stay=True)
+
+    def _generally(self, way: str, model: Any, documents_stay: bool = False) -> Iterator[Run]:
+        """A tuned model on the general set."""
+        if self.general is not None:
+            queries = _encoded(model, self.general.data.queries, "query")
+            stay = self.general.documents
+            documents = stay if documents_stay else _encoded(model, self.general.data.documents, "document")
+            yield self.general.rank(way, queries, documents)
+
+
+def _both(model: Any, data: Data) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors of a set's queries, and of its documents."""
+    return _encoded(model, data.queries, "query"), _encoded(model, data.documents, "document")
 
 
 def _encoded(model: Any, texts: Sequence[str], role: Role) -> np.ndarray:
@@ -226,15 +263,18 @@ def results(runs: Sequence[Run]) -> list[Result]:
         for value, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
             figures = {way: [float(getattr(run, value).mean()) for run in some] for way, some in of_way.items()}
             found += summarise(f"{name}: {label}", figures, unit="", compared=False)
-        seconds = {way: [run.training + run.encoding for run in some] for way, some in of_way.items() if way != BASE}
-        found += summarise(f"{name}: CPU time, documents included", {BOTH: seconds.pop(BOTH), **seconds}, unit="s")
+        taken = {way: [run.training + run.encoding for run in some] for way, some in of_way.items()}
+        seconds = {way: some for way, some in taken.items() if any(some)}
+        if seconds:
+            found += summarise(f"{name}: CPU time, documents included", {BOTH: seconds.pop(BOTH), **seconds}, unit="s")
     return found
 
 
 def gains(runs: Sequence[Run], way: str, than: str) -> list[str]:
     """The mean difference of two ways with a 95% interval by bootstrap over queries, per data set; the worst seed."""
     lines = []
-    for name in dict.fromkeys(run.data for run in runs):
+    compared = {run.data for run in runs if run.way == way} & {run.data for run in runs if run.way == than}
+    for name in sorted(compared):
         said = []
         for value, label in (("recall_at_10", "Recall@10"), ("mrr", "MRR")):
             one, other = (
@@ -259,6 +299,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     parser.add_argument("--queries", type=int, default=250, help="most test queries per data set")
     parser.add_argument("--documents", type=int, default=1_000, help="about as many documents are searched")
     parser.add_argument("--nl2bash", type=Path, default=BESIDE, help="folder of the nl2bash data, where there is one")
+    parser.add_argument("--general", type=Path, default=BESIDE.with_name("scifact"), help="folder of a general set")
     parser.add_argument("--base", default=Training().base_model)
     chosen = parser.parse_args(argv)
     if chosen.quick:
@@ -269,8 +310,11 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     if chosen.nl2bash.is_dir() and not chosen.quick:
         sets.append(nl2bash(chosen.nl2bash, chosen.pairs))
     base = resolve_model(chosen.base)
-    benches = [Bench.of(cut(data, chosen.queries, chosen.documents), base) for data in sets]
-    runs = [bench.rank(BASE, bench.queries, bench.documents()) for bench in benches]
+    general = None
+    if chosen.general.is_dir() and not chosen.quick:
+        general = Searched.of(cut(tested(chosen.general), _GENERAL, chosen.documents), base)
+    benches = [Bench.of(cut(data, chosen.queries, chosen.documents), base, general) for data in sets]
+    runs = [run for bench in benches for run in bench.of_base()]
     for seed in range(chosen.seeds):
         for bench in benches:
             for run in bench.seed(seed):
@@ -281,8 +325,8 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
                 )
     alphas = sorted(run.alpha for run in runs if run.way == AVERAGE)
     sizes = ", ".join(
-        f"{bench.data.name} {len(bench.data.queries):,} queries and {len(bench.data.documents):,} documents"
-        for bench in benches
+        f"{data.name} {len(data.queries):,} queries and {len(data.documents):,} documents"
+        for data in [*(bench.own.data for bench in benches), *([general.data] if general else [])]
     )
     notes = [
         f"{chosen.pairs - _DEV} training pairs and {_DEV} dev pairs per data set; searched are {sizes}, cut to "

@@ -98,24 +98,29 @@ def aws(pairs: int) -> Data:
 
 def nl2bash(folder: Path, pairs: int) -> Data:
     """Requests -> commands; its own train side, its whole corpus and test side."""
+    trained = [(row["query"], row["document"]) for row in _lines(folder / "pairs.jsonl.gz") if row["split"] == "train"]
+    order = np.random.default_rng(0).permutation(len(trained))[:pairs]
+    return replace(tested(folder), pairs=[trained[n] for n in order])
 
-    def lines(name: str) -> list[dict[str, Any]]:
-        with gzip.open(folder / name, "rt", encoding="utf-8") as file:
-            return [json.loads(line) for line in file]
 
-    corpus = lines("corpus.jsonl.gz")
+def tested(folder: Path) -> Data:
+    """The whole corpus and test side of a set that lies beside the checkout; nothing to train on."""
+    corpus = _lines(folder / "corpus.jsonl.gz")
     place = {document["_id"]: number for number, document in enumerate(corpus)}
-    texts = {query["_id"]: query["text"] for query in lines("queries.jsonl.gz")}
+    texts = {query["_id"]: query["text"] for query in _lines(folder / "queries.jsonl.gz")}
     relevant: dict[str, list[int]] = {}
     for line in (folder / "qrels_test.tsv").read_text().splitlines()[1:]:
         query, document, score = line.split("\t")
         if int(score) > 0:
             relevant.setdefault(query, []).append(place[document])
-    trained = [(row["query"], row["document"]) for row in lines("pairs.jsonl.gz") if row["split"] == "train"]
-    order = np.random.default_rng(0).permutation(len(trained))[:pairs]
     documents = [f"{document['title']} {document['text']}".strip() for document in corpus]
     indices = [np.array(sorted(found)) for found in relevant.values()]
-    return Data("nl2bash", [trained[n] for n in order], [texts[query] for query in relevant], indices, documents)
+    return Data(folder.name, [], [texts[query] for query in relevant], indices, documents)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    with gzip.open(path, "rt", encoding="utf-8") as file:
+        return [json.loads(line) for line in file]
 
 
 def smaller(data: Data, queries: int, distractors: int) -> Data:
