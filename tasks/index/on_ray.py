@@ -16,6 +16,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Any, Final, NamedTuple
 
 from tasks.encoding import ModelError
@@ -128,10 +129,9 @@ def _first(error: BaseException) -> str:
 @contextmanager
 def _connected(workers: int | None) -> Iterator[Any]:
     """Ray, on the cluster of `RAY_ADDRESS` or on this machine alone; what was started here ends with the context."""
+    check()
     address = os.environ.get("RAY_ADDRESS")
-    if address:
-        _reach(address)
-    else:
+    if not address:
         os.environ.update(_SETTINGS)
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray keeps the first one that a process had
     import ray
@@ -154,6 +154,14 @@ def _connected(workers: int | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def check() -> None:
+    """Raise RayError where Ray is not installed, or the cluster of `RAY_ADDRESS` does not answer."""
+    if find_spec("ray") is None:
+        raise RayError("Ray is not installed: install the extra `index`, or set training.scoring_workers to 0")
+    if address := os.environ.get("RAY_ADDRESS"):
+        _reach(address)
 
 
 def _reach(address: str) -> None:

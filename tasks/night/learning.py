@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from tasks import runs
 from tasks.config import Training
 from tasks.night.reading import dataset_of, model_folder, vectors
+from tasks.night.rehearsing import rehearse
 from tasks.records import Candidate, Estimate, Plan, Started
 from tasks.runs import Run
 from tasks.storage import Store
@@ -51,6 +52,7 @@ def train(
         data = dataset_of(store, commit)
         base = encoding.fingerprint(encoding.resolve_model(training.base_model))
         plan, rows = _plan(run, commit, production, base, data.train, training)
+        rehearse(run, production, plan, training, data, work)
         went_on = plan.start != trainer.BASE
         start = trainer.Start(plan.start, model_folder(store, plan.start, "", work)) if went_on else trainer.FROM_BASE
         against = None

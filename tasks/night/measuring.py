@@ -134,20 +134,27 @@ def _exposure(store: Store, data: Dataset, production: str | None) -> Exposure:
     import numpy as np
 
     from data_checks import leaks
-    from tasks import registry, scoring
-    from tasks.intake import commit_log
+    from tasks import scoring
     from tasks.splits import document_key
 
     nearest = leaks.nearest_training_query(data.test.queries, data.train["query"].to_pylist())
     trained = [data.trained_documents]
-    promotions = (one for one in reversed(registry.history(store)) if one.action == "promotion")
-    run = next((one.run_id for one in promotions if one.version == production), None)
-    taken = Run(store, run).find(runs.TAKEN) if run is not None else None
-    if taken is not None and taken.log in {"", commit_log.identity(store)}:
-        before = dataset_of(store, taken.commit)
+    if (commit := promoted_with(store, production)) is not None:
+        before = dataset_of(store, commit)
         known = {document_key(before.documents[place]) for place in np.flatnonzero(before.trained_documents)}
         trained.append(np.array([document_key(text) in known for text in data.documents], dtype=bool))
     return scoring.Exposure(nearest, leaks.near_duplicates(nearest), scoring.new_documents(data.test, *trained))
+
+
+def promoted_with(store: Store, production: str | None) -> int | None:
+    """The commit with which what serves was promoted; None where no run of ours promoted it, or its log is gone."""
+    from tasks import registry
+    from tasks.intake import commit_log
+
+    promotions = (one for one in reversed(registry.history(store)) if one.action == "promotion")
+    run = next((one.run_id for one in promotions if one.version == production), None)
+    taken = Run(store, run).find(runs.TAKEN) if run is not None else None
+    return taken.commit if taken is not None and taken.log in {"", commit_log.identity(store)} else None
 
 
 def _moved(per_query: bytes, data: Dataset, encoders: Mapping[str, CachedEncoder]) -> Moved:

@@ -116,7 +116,7 @@ def train(  # noqa: PLR0913 # half of them are hooks with defaults, for the step
             against = against or query_side.known_documents(start.path(training), documents, train)
             role: Role = "document" if start.name == BASE else "query"
             start = Start(start.name, query_side.encoder_of(against.folder, role, Path(scratch) / "queries"))
-        rehearse(training, start, device)
+        rehearse(training, start, device, next(parent for parent in folder.absolute().parents if parent.is_dir()))
         if against is not None and start.folder is not None:
             rehearse_joined(start.folder, against.folder, start.described(training), device)
         job = Job(train, dev, documents, training, start, folder, commit, checkpoints, began, against)

@@ -32,8 +32,8 @@ from tasks.encoding import (
     load,
     out_of_memory,
     served,
-    transformers_of,
 )
+from tasks.encoding.probes import SHORT, check_weights, probe_texts, probe_vectors
 from tasks.registry import Description, VersionError
 from tasks.registry.versions import describe_folder, differences
 from tasks.training import query_side, saving
@@ -47,14 +47,6 @@ if TYPE_CHECKING:
 TOLERANCE: Final = 1e-4
 """Largest Euclidean distance at which two unit vectors of one text are the same, as in the serving check."""
 
-_LONGEST: Final = 1024
-"""Tokens of the longest text, where a model's positions are not a table that ends: time grows with the square."""
-
-_SHORT: Final = ("a", "How do I reset my password?", "naïve café 日本語 🎉", "🜚🝮")
-
-_LAST: Final = 3
-"""Words from the end of a vocabulary."""
-
 _FEW: Final = 8
 """Texts of each role that are compared in training's own computation, from the shortest to the longest."""
 
@@ -62,35 +54,40 @@ _LEAST_HALF: Final = 0.99
 """Least cosine of a vector in half precision to that in float32."""
 
 
-def rehearse(training: Training, start: Start = FROM_BASE, device: str | None = None) -> None:
+def rehearse(
+    training: Training, start: Start = FROM_BASE, device: str | None = None, scratch: Path | None = None
+) -> None:
     """Save, publish, load and encode the untouched model that a training would start from.
 
     Args:
         training: names the base model.
         start: the model to start from, where that is not the base model.
         device: where to compute; None: the best there is.
+        scratch: where the candidate will be saved, so that a full disk shows; None: where temporary files are.
 
     Raises TrainingError saying what fails, and what to do about it.
     """
     described = start.described(training)
     try:
         model = load(start.path(training), device)
+        check_weights(model)
     except ModelError as error:
         raise TrainingError(f"{described}: {error}") from error
-    _check_weights(model, described)
-    texts = _probes(model)
-    expected = _vectors(model, texts, PLAIN, described)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise TrainingError(f"{described} has no weights that can be trained")
+    texts = probe_texts(model)
+    expected = _vectors(model, texts, described)
     _check_complete(load(start.path(training), device, seed=1), texts, expected, described)
     _check_distinct(expected, f"{described}, with texts of at most {served(model).max_length} tokens,")
     restore = shorten(model, training.max_length)
-    cut = _vectors(model, list(_SHORT), PLAIN, described)
+    cut = _vectors(model, SHORT, described)
     restore()
     _check_distinct(cut, f"{described}, with texts of at most {training.max_length} tokens in training,")
     _check_alone(model, texts, expected, described)
-    with tempfile.TemporaryDirectory(prefix="rehearsal-") as scratch:
-        afresh = _published(model, Path(scratch), described, device)
+    with tempfile.TemporaryDirectory(prefix=".rehearsal-", dir=scratch) as temporary:
+        afresh = _published(model, Path(temporary), described, device)
     for path, how in ((PLAIN, "by the library's own encode"), (FP32, "in batches by tokens")):
-        found = _vectors(afresh, texts, path, f"{described}, saved and loaded again,")
+        found = _vectors(afresh, texts, f"{described}, saved and loaded again,", path)
         for role in ROLES:
             _compare(found[role], expected[role], f"{described}, saved and loaded again: encoded {how}, as {role}")
 
@@ -114,7 +111,7 @@ def rehearse_joined(queries: Path, documents: Path, described: str, device: str 
         sources: tuple[tuple[Role, Path], ...] = (("query", queries), ("document", documents))
         for role, source in sources:
             model = load(source, device)
-            texts = _probes(model)
+            texts = probe_texts(model)
             expected = encode(model, texts, role, path=PLAIN)
             for path, how in ((PLAIN, "by the library's own encode"), (FP32, "in batches by tokens")):
                 found = encode(afresh, texts, role, path=path)
@@ -157,20 +154,6 @@ def rehearse_forward(embedder: Embedder, columns: Sequence[tuple[Texts, Sequence
     embedder.tokens = embedder.padded_tokens = 0
 
 
-def _check_weights(model: SentenceTransformer, described: str) -> None:
-    """Refuse weights that are not numbers, and a model that has none to train.
-
-    A NaN in the row of a rare word is not seen until a text holds that word.
-    """
-    parameters = dict(model.named_parameters())
-    broken = [name for name, parameter in parameters.items() if not bool(torch.isfinite(parameter).all())]
-    if broken:
-        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
-        raise TrainingError(f"{described}: {broken[0]}{more} holds NaN or infinite weights: its files are damaged")
-    if not any(parameter.requires_grad for parameter in parameters.values()):
-        raise TrainingError(f"{described} has no weights that can be trained")
-
-
 def _check_distinct(vectors: dict[Role, np.ndarray], described: str) -> None:
     """Refuse a model for which all texts of a role are one; those of which it knows no word do not count."""
     for role, of_role in vectors.items():
@@ -185,7 +168,7 @@ def _check_complete(
     again: SentenceTransformer, texts: list[str], expected: dict[Role, np.ndarray], described: str
 ) -> None:
     """Refuse a model of which a part is drawn at random each time that it is loaded, here from another seed."""
-    found = _vectors(again, texts, PLAIN, described)
+    found = _vectors(again, texts, described)
     for role in ROLES:
         _compare(
             found[role],
@@ -194,65 +177,21 @@ def _check_complete(
         )
 
 
-def _probes(model: SentenceTransformer) -> list[str]:
-    """Short texts, one of unknown characters, one of the last words of the vocabulary, one beyond the model's limit."""
-    tables = [
-        int(module.num_embeddings)
-        for name, module in model.named_modules()
-        if "position" in name and hasattr(module, "num_embeddings")
-    ]
-    limit = min(served(model).max_length or _LONGEST, max([_LONGEST, *tables]))
-    return [*_SHORT, *_last_words(model), " ".join(f"word{number % 7}" for number in range(limit + 8))]
-
-
-def _last_words(model: SentenceTransformer) -> list[str]:
-    """The words that a tokenizer numbers last: where words were added to it alone, the model has no rows for them."""
-    found = []
-    for tokenizer in (module.tokenizer for module in transformers_of(model)):
-        if tokenizer is not None:
-            words = sorted(set(tokenizer.get_vocab().items()), key=lambda word: word[1])
-            special = set(tokenizer.all_special_tokens)
-            found.append(" ".join([word for word, _ in words if word not in special][-_LAST:]))
-    return found
-
-
-def _vectors(model: SentenceTransformer, texts: list[str], path: NumericPath, described: str) -> dict[Role, np.ndarray]:
+def _vectors(
+    model: SentenceTransformer, texts: Sequence[str], described: str, path: NumericPath = PLAIN
+) -> dict[Role, np.ndarray]:
     """Unit vectors of the texts by role, each of shape (n_texts, d)."""
-    found: dict[Role, np.ndarray] = {}
-    for role in ROLES:
-        try:
-            found[role] = encode(model, texts, role, path=path)
-        except VectorError as error:
-            raise TrainingError(
-                f"{described} cannot be used as it is: {error}, {texts[error.index][:40]!r}. Are its weights damaged, "
-                "or does its tokenizer drop what it does not know?"
-            ) from error
-        except ModelError as error:
-            raise TrainingError(f"{described} cannot be used as it is: {error}") from error
-        except Exception as error:  # the library raises whatever an input leads to
-            which = (
-                f"a text at full length ({served(model).max_length} tokens)" if len(texts) > 1 else repr(texts[0][:40])
-            )
-            raise TrainingError(
-                f"{described} cannot encode {which} as {role}: {type(error).__name__}: {error}{_remedy(error)}"
-            ) from error
-    return found
-
-
-def _remedy(error: Exception) -> str:
-    """What an error of the library in a forward usually means."""
-    if isinstance(error, IndexError) or "position" in str(error):
-        return ". Is its max_seq_length above the positions that it has, or its vocabulary larger than its embeddings?"
-    if isinstance(error, KeyError) and "sentence_embedding" in str(error):
-        return ". Has it no Pooling module?"
-    return ""
+    try:
+        return probe_vectors(model, texts, described, path)
+    except ModelError as error:
+        raise TrainingError(str(error)) from error
 
 
 def _check_alone(
     model: SentenceTransformer, texts: list[str], expected: dict[Role, np.ndarray], described: str
 ) -> None:
     """Refuse a model whose vector of a text depends on what else is in the batch."""
-    alone = [_vectors(model, [text], PLAIN, described) for text in texts]
+    alone = [_vectors(model, [text], described) for text in texts]
     for role in ROLES:
         _compare(
             np.concatenate([one[role] for one in alone]),
