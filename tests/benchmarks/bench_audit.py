@@ -1,12 +1,13 @@
 """How often a night names the upload with shuffled labels, and how often an innocent one.
 
-`python -m tests.benchmarks.bench_audit [--quick] [--nl2bash FOLDER] [--json FILE]`
+`python -m tests.benchmarks.bench_audit [--quick] [--json FILE]`
 
 Real labels, and the vectors of all-MiniLM-L6-v2, which are kept in `.cache/` once they are made:
 
 - `AWS examples`: the demonstration's data, a worked example to the documentation of the operation that it calls;
   uploads are random pairs, or *by topic*: one service after the other, so that most uploads have one or two;
-- `shell commands`: nl2bash (MIT, github.com/TellinaTool/nl2bash, in BEIR layout), 3,000 pairs; only with `--nl2bash`.
+- `shell commands`: nl2bash (MIT, github.com/TellinaTool/nl2bash, in BEIR layout), 3,000 pairs, where it is
+  there.
 
 A night has several new uploads of one size, and up to 300 earlier pairs. In one of them a share of the labels is
 shuffled: each of these queries gets the document of another one. Nights are seeded by their number. What decides is
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from tasks.audit import blame
+from tests.benchmarks.bench_training import BESIDE
 from tests.benchmarks.report import Clock, Result, arguments, show
 
 ROOT = Path(__file__).parents[2]
@@ -132,11 +134,11 @@ def measure(pairs: Set, case: Case, nights: int) -> Iterator[Result]:
 def main(argv: Sequence[str] | None = None) -> list[Result]:
     """Simulate, print the table, and write it as JSON where asked."""
     parser: argparse.ArgumentParser = arguments(__doc__)
-    parser.add_argument("--nl2bash", type=Path, metavar="FOLDER", help="nl2bash in BEIR layout; left out without it")
+    parser.add_argument("--nl2bash", type=Path, default=BESIDE, help="folder of the nl2bash data, where there is one")
     chosen = parser.parse_args(argv)
     nights = QUICK_NIGHTS if chosen.quick else NIGHTS
     sets = [(aws(), (False, True))]
-    if chosen.nl2bash is not None:
+    if chosen.nl2bash.is_dir() and not chosen.quick:
         sets.append((commands(chosen.nl2bash), (False,)))
     sizes = ((100, 5),) if chosen.quick else ((50, 5), (100, 5), (100, 10))
     results = [

@@ -77,16 +77,11 @@ def render(found: Mapping[str, Measured]) -> str:
     parts = [INTRODUCTION] if found else [INTRODUCTION, "Nothing has been published yet.\n"]
     for name, one in _ordered(found):
         subject = SUBJECTS.get(name, name)
-        parts.append(f"## {subject}\n\n![{subject}: {_alternative(one.results)}]({plot_path(name).name})\n")
+        parts.append(f"## {subject}\n\n![{subject}: the figures of the table as bars]({plot_path(name).name})\n")
         parts.append(f"{report.table(one.results)}\n")
         parts.extend(f"{note}\n" for note in one.notes)
         parts.append(f"Measured {_where(one)}.\n")
     return "\n".join(parts)
-
-
-def _alternative(results: Sequence[Result]) -> str:
-    """What the bars show, for those who do not see them."""
-    return "bars of " + "; ".join(dict.fromkeys(result.what for result in results))
 
 
 def plot_path(name: str) -> Path:
