@@ -14,7 +14,7 @@ ENOUGH_PAIRS: Final = "enough_pairs"
 """The one critical check that skips the night instead of blocking it: nothing is wrong, there is just too little."""
 
 MAX_SAMPLES: Final = 5
-MAX_TEXT: Final = 200
+_MAX_TEXT: Final = 200
 
 
 def visible(text: str) -> str:
@@ -22,7 +22,7 @@ def visible(text: str) -> str:
 
     A right-to-left override or a terminal escape in a pair must not rearrange the report that shows it.
     """
-    cut = text if len(text) <= MAX_TEXT else text[: MAX_TEXT - 1] + "…"
+    cut = text if len(text) <= _MAX_TEXT else text[: _MAX_TEXT - 1] + "…"
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 

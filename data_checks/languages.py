@@ -12,7 +12,7 @@ import yaml
 
 from data_checks.guidance import ANY_LANGUAGE, UNDETERMINED
 
-MIN_CONFIDENCE: Final = 0.5
+_MIN_CONFIDENCE: Final = 0.5
 """Below it a text's language counts as undetermined. Chosen on three English data sets with shell commands and
 gene names in them: 1 text in 1,000 was taken for another language, 92 in 100 were determined."""
 
@@ -42,7 +42,7 @@ def _classifier() -> Callable[[str], tuple[str, float]]:
     """Text to language and confidence; unpacking the model takes half a second, so it is kept."""
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=MIN_CONFIDENCE)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True, min_confidence=_MIN_CONFIDENCE)
     classify: Callable[[str], tuple[str, float]] = identifier.classify
     return classify
 

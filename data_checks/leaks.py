@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.splits import document_key, query_key
 
-NEAR_DUPLICATE: Final = 0.9
+_NEAR_DUPLICATE: Final = 0.9
 """Similarity from which two queries ask the same thing with hardly another word."""
 
 _CELLS: Final = 1 << 22
@@ -49,7 +49,7 @@ def nearest_training_query(test: Sequence[str], trained: Sequence[str]) -> NDArr
 
 def near_duplicates(nearest: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which test queries nearly repeat a training query, by how similar the most similar one is."""
-    return nearest >= NEAR_DUPLICATE
+    return nearest >= _NEAR_DUPLICATE
 
 
 def similar(asked: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
@@ -67,7 +67,7 @@ def similar(asked: Sequence[str], among: Sequence[str]) -> NDArray[np.int64]:
     found = []
     for start in range(0, len(own), rows):
         near = process.cdist(own[start : start + rows], keys, scorer=fuzz.ratio, dtype=np.float32)
-        places = np.argwhere((near >= 100 * NEAR_DUPLICATE) & (near < 100))
+        places = np.argwhere((near >= 100 * _NEAR_DUPLICATE) & (near < 100))
         found.append(places + np.array([start, 0]))
     return np.concatenate([*found, np.empty((0, 2), np.int64)])
 
@@ -76,4 +76,4 @@ def alike(one: str, other: str) -> bool:
     """Whether two documents nearly repeat each other, by their first 2,000 characters."""
     from rapidfuzz import fuzz
 
-    return fuzz.ratio(document_key(one[:_COMPARED]), document_key(other[:_COMPARED])) >= 100 * NEAR_DUPLICATE
+    return fuzz.ratio(document_key(one[:_COMPARED]), document_key(other[:_COMPARED])) >= 100 * _NEAR_DUPLICATE

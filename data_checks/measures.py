@@ -31,7 +31,7 @@ _BATCH: Final = 1 << 16
 LANGUAGE_SAMPLE: Final = 1_000
 """Rows whose language is looked at: the standard error of a share is at most 1.6 points."""
 
-MIN_DRIFT_ROWS: Final = 30
+_MIN_DRIFT_ROWS: Final = 30
 """Fewer new or old rows than this have no median worth comparing."""
 
 
@@ -182,7 +182,7 @@ def _lengths(name: str, lengths: Column) -> dict[str, float | None]:
 def _drift(lengths: Column, fresh: Flags, older: Flags) -> float | None:
     """Ratio of two medians, the larger to the smaller; None when either has too few rows."""
     values = lengths.to_numpy()
-    medians = [float(np.nanmedian(values[mask])) for mask in (fresh, older) if mask.sum() >= MIN_DRIFT_ROWS]
+    medians = [float(np.nanmedian(values[mask])) for mask in (fresh, older) if mask.sum() >= _MIN_DRIFT_ROWS]
     if len(medians) < 2 or min(medians) <= 0:
         return None
     return max(medians) / min(medians)

@@ -111,7 +111,7 @@ def policy(role: Role) -> dict[str, Any]:
     return {"Version": "2012-10-17", "Statement": statements}
 
 
-def append_only() -> dict[str, Any]:
+def _append_only() -> dict[str, Any]:
     """A bucket policy: what is written once or conditionally is written so by everybody but the eraser.
 
     Creating a multipart upload and sending its parts carry no condition; completing it does.
@@ -149,7 +149,7 @@ def _statement(name: str, actions: list[str], patterns: Sequence[str]) -> dict[s
 def files() -> Iterator[tuple[Path, str]]:
     """Every stored policy's path, and what it must hold."""
     documents: dict[str, dict[str, Any]] = {role: policy(role) for role in ROLES}
-    documents[APPEND_ONLY] = append_only()
+    documents[APPEND_ONLY] = _append_only()
     for name, document in documents.items():
         yield POLICIES / f"{name}.json", json.dumps(document, indent=2) + "\n"
 

@@ -46,7 +46,7 @@ def examine(store: str | None, base_model: str = BUNDLED_MODEL) -> Iterator[Find
         yield Finding("store", False, "not named: set RATCHET_STORE=s3://bucket/prefix, or start the local stack")
     else:
         yield from examine_store(store)
-    yield examine_prefect()
+    yield _examine_prefect()
     yield examine_model(base_model)
     yield _device()
     yield _disk()
@@ -137,7 +137,7 @@ def _rights(store: Store) -> Finding:
     return Finding("store, rights", True, "exactly what is needed, as far as can be tried without changing anything")
 
 
-def examine_prefect() -> Finding:
+def _examine_prefect() -> Finding:
     """Whether the Prefect API answers with the credentials of this environment."""
     import httpx
     from prefect.client.orchestration import get_client

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +13,7 @@ from uuid import uuid4
 
 from prefect.runtime import flow_run
 
+from tasks import steps
 from tasks.publishing import Targets
 from tasks.runs import run_id
 from tasks.storage import normalise
@@ -51,9 +53,12 @@ def store_url(store: str | None) -> str:
     return normalise(url)
 
 
-def publishing_targets() -> Targets:
-    """Where what serves is published, as this machine's environment says."""
-    return Targets.of(os.environ)
+def publish_what_serves(store: str) -> None:
+    """Publish to the targets that this machine's environment names, if any; a failure never fails the run."""
+    targets = Targets.of(os.environ)
+    if any(targets.named()):
+        with suppress(Exception):
+            steps.publish(store, targets)
 
 
 def work_folder() -> Path:

@@ -12,7 +12,7 @@ from prefect.logging import get_run_logger
 from pydantic import JsonValue
 
 from flows.approval import wait_for_approval
-from flows.context import ThisRun, publishing_targets, store_url, this_run, work_folder
+from flows.context import ThisRun, publish_what_serves, store_url, this_run, work_folder
 from flows.fine_tune import fine_tune
 from flows.handover import fine_tune_elsewhere
 from tasks import steps
@@ -160,9 +160,7 @@ def _afterwards(night: Night) -> None:
     """Delete what nothing needs any more, and publish what serves. The night is over, whatever becomes of this."""
     with suppress(Exception):
         steps.retire(night.store, str(work_folder()))
-    if any(publishing_targets().named()):
-        with suppress(Exception):
-            steps.publish(night.store, publishing_targets())
+    publish_what_serves(night.store)
 
 
 def _break_off(night: Night, why: str) -> Outcome:

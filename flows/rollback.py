@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from prefect import flow
 from prefect.logging import get_run_logger
 
-from flows.context import publishing_targets, store_url, this_run
+from flows.context import publish_what_serves, store_url, this_run
 from tasks import steps
 from tasks.config import Reason
 
@@ -35,7 +33,5 @@ def rollback(reason: Reason = "manual", to_version: str | None = None, store: st
         pointer["previous"] or "the base model",
         pointer["reason"],
     )
-    if any(publishing_targets().named()):
-        with suppress(Exception):  # it serves again, whatever becomes of this
-            steps.publish(store_url(store), publishing_targets())
+    publish_what_serves(store_url(store))
     return pointer

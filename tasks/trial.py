@@ -2,7 +2,7 @@
 
 The parser, the data checks, the split, the training, the ranking and the gate are those of a night; nothing is stored.
 Only how queries are held out differs where there are few of them. A night tests on 15 of 100 queries, of 50 that is 7,
-which can show nothing. So with fewer than `ENOUGH_QUERIES` the queries are cross-validated: divided into five folds by
+which can show nothing. So with fewer than `_ENOUGH_QUERIES` the queries are cross-validated: divided into five folds by
 their key, each fold is tested with a model that was trained on the other four, and all queries count.
 """
 
@@ -32,21 +32,21 @@ if TYPE_CHECKING:
     from tasks.dataset import Dataset
     from tasks.scoring.guards import GuardSet
 
-ENOUGH_QUERIES: Final = 1_000
+_ENOUGH_QUERIES: Final = 1_000
 """Queries from which the ordinary split has a test side (150 queries) that can show a usual gain."""
 
-FEWEST_QUERIES: Final = 10
+_FEWEST_QUERIES: Final = 10
 """Below it a fold holds a query or none, and a comparison is an anecdote."""
 
 FOLDS: Final = 5
 
-FEW_DOCUMENTS: Final = 1_000
+_FEW_DOCUMENTS: Final = 1_000
 """Documents below which Recall@10 says little about a search among more."""
 
-FEW_STEPS: Final = 20
+_FEW_STEPS: Final = 20
 """Optimiser steps below which the learning rate has hardly risen and fallen again."""
 
-SALT: Final = "ratchet try"
+_SALT: Final = "ratchet try"
 """The split of a trial: the same files give the same folds, today and tomorrow."""
 
 
@@ -91,20 +91,21 @@ class Trial:
         found = []
         if self.folds > 1:
             found.append(
-                f"With fewer than {ENOUGH_QUERIES:,} queries all of them are tested, in {self.folds} folds. The models "
-                "share most of their training rows, so the true uncertainty is somewhat larger than the intervals say."
+                f"With fewer than {_ENOUGH_QUERIES:,} queries all of them are tested, in {self.folds} folds. "
+                "The models share most of their training rows, so the true uncertainty is somewhat larger than the "
+                "intervals say."
             )
-        if self.documents < FEW_DOCUMENTS:
+        if self.documents < _FEW_DOCUMENTS:
             found.append(
                 f"Finding one of {self.documents:,} documents among ten is easy; add the documents that your search "
                 "really has, with --corpus, for figures that you would see there."
             )
         unlike = self.cuts.warnings if self.cuts is not None else []
         found += unlike
-        if self.steps < FEW_STEPS and not unlike:
+        if self.steps < _FEW_STEPS and not unlike:
             found.append(
                 f"So few steps ({self.steps}) hardly change a model; with so few rows try more passes, such as "
-                f"--set training.epochs={-(-FEW_STEPS // self.steps)}."
+                f"--set training.epochs={-(-_FEW_STEPS // self.steps)}."
             )
         return found
 
@@ -250,7 +251,7 @@ def compare(
         if out is not None and len(parts) == 1:
             shutil.copytree(folders[0], out)
         elif out is not None:
-            whole = dataset.build(labels.rows, Fold(SALT, number=FOLDS))
+            whole = dataset.build(labels.rows, Fold(_SALT, number=FOLDS))
             on_step(f"fine-tuning on {whole.train.num_rows:,} rows, for the model to keep")
             _train(whole, training, out)
             vetoes += _check_kept(out, parts[0], training.base_model, gate)
@@ -281,14 +282,14 @@ def _parts(rows: pa.Table) -> list[Dataset]:
     """The split of a night, or the parts of a cross-validation; every query is on the test side of one part only."""
     asked = rows.filter(pc.not_equal(rows["kind"], "corpus"))["query"]
     queries = len(dataset.encode_texts(asked, document_key).first)
-    if queries < FEWEST_QUERIES:
+    if queries < _FEWEST_QUERIES:
         raise TrialError(f"{queries} distinct queries are too few to compare anything: collect at least 50")
-    if queries >= ENOUGH_QUERIES:
-        return [dataset.build(rows, Split(SALT))]
+    if queries >= _ENOUGH_QUERIES:
+        return [dataset.build(rows, Split(_SALT))]
     parts: list[Dataset] = []
     tested: set[str] = set()
     for number in range(FOLDS):
-        part = dataset.build(rows, Fold(SALT, number=number))
+        part = dataset.build(rows, Fold(_SALT, number=number))
         # golden queries are on the test side of every part; all models leave them out, so the first may answer
         new = np.flatnonzero([query not in tested for query in part.test.queries])
         tested.update(part.test.queries)

@@ -10,17 +10,17 @@ import typer
 from deployments.cli.common import CliError, StateOption, console, reach_prefect, say
 from deployments.terminal.text import escape
 
-PoolArgument = Annotated[str, typer.Argument(help="Work pool: cpu or gpu.")]
-MarkOption = Annotated[
+_PoolArgument = Annotated[str, typer.Argument(help="Work pool: cpu or gpu.")]
+_MarkOption = Annotated[
     Path | None,
     typer.Option(help="File that tells a pool paused by `drain` from one paused by a person.", show_default=False),
 ]
 
 
 def drain(
-    pool: PoolArgument,
+    pool: _PoolArgument,
     minutes: Annotated[float, typer.Option(min=0, help="How long to wait for runs under way.")] = 480.0,
-    mark: MarkOption = None,
+    mark: _MarkOption = None,
     state: StateOption = None,
 ) -> None:
     """Pause a work pool and wait until its runs have ended, so that its worker can be stopped."""
@@ -35,7 +35,7 @@ def drain(
     console.print(f"pool {escape(pool)} is paused and empty; `ratchet resume {escape(pool)}` opens it again")
 
 
-def resume(pool: PoolArgument, mark: MarkOption = None, state: StateOption = None) -> None:
+def resume(pool: _PoolArgument, mark: _MarkOption = None, state: StateOption = None) -> None:
     """Let the workers of a pool take runs again."""
     reach_prefect(state)
     from deployments.server import drain as draining

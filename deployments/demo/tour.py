@@ -33,7 +33,7 @@ from tasks.storage import Store
 
 SPLIT: Final = b'{"rule": 1, "salt": "the same sides on every run of these tests", "dev": 0.05, "test": 0.15}'
 PAIRS: Final = 500
-FEW: Final = 60
+_FEW: Final = 60
 LATE: Final = 10
 GOLDEN: Final = 250
 CORPUS: Final = 600
@@ -109,22 +109,22 @@ def _days() -> list[Day]:
     def monday(store: Store) -> None:
         store.put("corpus/aws.jsonl", b"".join(corpus))
         store.put("golden/aws.jsonl", b"".join(golden))
-        store.put("pairs/dt=monday/a.jsonl", b"".join(pairs[:FEW]))
+        store.put("pairs/dt=monday/a.jsonl", b"".join(pairs[:_FEW]))
 
     return [
         Day(
             "Monday",
-            f"{FEW} labelled pairs have arrived, and {GOLDEN} that are only ever tested on (golden/).",
+            f"{_FEW} labelled pairs have arrived, and {GOLDEN} that are only ever tested on (golden/).",
             "skipped",
             "Artifacts: the data checks one by one, and the report, which says from how many pairs on training pays.",
             monday,
         ),
         Day(
             "Tuesday",
-            f"{PAIRS - FEW} more pairs have arrived.",
+            f"{PAIRS - _FEW} more pairs have arrived.",
             "promoted",
             "Artifacts: the scores of both models with intervals, the losses, the queries that gained and lost most.",
-            lambda store: store.put("pairs/dt=tuesday/a.jsonl", b"".join(pairs[FEW:PAIRS])),
+            lambda store: store.put("pairs/dt=tuesday/a.jsonl", b"".join(pairs[_FEW:PAIRS])),
         ),
         Day(
             "Wednesday",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
-POLL_SECONDS: Final = 5.0
+_POLL_SECONDS: Final = 5.0
 _SETTLE_SECONDS: Final = 15.0
 """A run that a worker had already been given shows within this time: it looks ahead by ten seconds."""
 
@@ -70,7 +70,7 @@ def drain(
                     return []
             if time.monotonic() >= deadline:
                 return under_way or ["(a run may still be starting)"]
-            time.sleep(min(POLL_SECONDS, max(settle / 3, 0.1)))
+            time.sleep(min(_POLL_SECONDS, max(settle / 3, 0.1)))
 
 
 def resume(pool: str, *, mark: Path | None = None) -> bool:

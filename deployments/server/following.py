@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final
 from uuid import UUID
 
-DEPLOYMENT: Final = "reindex/after-promotion"
+_DEPLOYMENT: Final = "reindex/after-promotion"
 
 NAME: Final = "let the index follow"
 
@@ -35,6 +35,6 @@ def _deployment() -> UUID:
 
     with get_client(sync_client=True) as client:
         try:
-            return client.read_deployment_by_name(DEPLOYMENT).id
+            return client.read_deployment_by_name(_DEPLOYMENT).id
         except ObjectNotFound:
             return UUID(int=0)

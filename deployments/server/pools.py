@@ -33,11 +33,11 @@ IMAGE: Final = "ratchet:0.1.0"
 USER: Final = 10001
 """User and group of the image: neither root nor a user of the host."""
 
-NAMESPACE: Final = "ratchet"
-SERVICE_ACCOUNT: Final = "ratchet-trainer"
+_NAMESPACE: Final = "ratchet"
+_SERVICE_ACCOUNT: Final = "ratchet-trainer"
 SECRET: Final = "ratchet"  # noqa: S105 # the name of a Kubernetes Secret, whose keys become environment variables
 
-HEARTBEAT_SECONDS: Final = 60
+_HEARTBEAT_SECONDS: Final = 60
 """How often a run says that it lives; the automation that crashes silent runs waits for nine of them."""
 
 _HOME: Final = "/var/lib/ratchet"
@@ -94,7 +94,7 @@ def build(pool: str, kind: Kind) -> Template:
     base["variables"]["additionalProperties"] = False
     _fix(base, "command", "working_dir", "networks", "network_mode", "registry_credentials", "cluster_config")
     _fix(base, env={
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(HEARTBEAT_SECONDS),
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_SECONDS),
         "PREFECT_LOGGING_EXTRA_LOGGERS": "tasks",  # what the steps log is shown in the UI as well
         # the default of 5 tries for a minute; 7 last four, and a Prefect server that restarts costs no night
         "PREFECT_CLIENT_MAX_RETRIES": "7",
@@ -163,8 +163,8 @@ def _kubernetes(base: Template, pool: str) -> None:
     _default(base, "finished_job_ttl", 86_400)
     _fix(base, "namespace")
     manifest = base["job_configuration"]["job_manifest"]
-    manifest["metadata"]["namespace"] = base["job_configuration"]["namespace"] = NAMESPACE
-    manifest["spec"]["template"]["spec"]["serviceAccountName"] = SERVICE_ACCOUNT
+    manifest["metadata"]["namespace"] = base["job_configuration"]["namespace"] = _NAMESPACE
+    manifest["spec"]["template"]["spec"]["serviceAccountName"] = _SERVICE_ACCOUNT
     del base["variables"]["properties"]["service_account_name"]
     for name, value in (("cpu_request", size["cpu"]), ("memory_request", size["memory"])):
         _default(base, name, value)

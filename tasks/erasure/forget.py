@@ -30,10 +30,11 @@ from tasks.erasure.rewrite import CannotRewriteError, record_without, source_wit
 from tasks.erasure.wanted import Wanted, batches
 from tasks.index.shards import FOLDER as INDEXES
 from tasks.intake import BATCH, commit_log
+from tasks.intake.batch import upload
 from tasks.intake.commit_log import Commit, Source
 from tasks.runs import now
 from tasks.splits import as_fields, load_split
-from tasks.storage import OldVersion, Store, StoreError, file_sha256
+from tasks.storage import OldVersion, Store, StoreError
 
 SOURCES: Final = ("pairs/", "golden/", "corpus/", "documents/", "guard/")
 """What others uploaded."""
@@ -344,7 +345,7 @@ def _new_batch(
     if not kept.num_rows:
         return None, left
     pq.write_table(kept, path, compression="zstd", row_group_size=20_000)
-    return _store(store, path), left
+    return upload(store, path), left
 
 
 def _new_rejected(
@@ -360,13 +361,7 @@ def _new_rejected(
     if not kept:
         return None, left
     path.write_bytes(b"".join(line + b"\n" for line in kept))
-    return _store(store, path), left
-
-
-def _store(store: Store, path: Path) -> str:
-    key = f"batches/{file_sha256(path)}{path.suffix}"
-    store.upload_if_absent(key, path)
-    return key
+    return upload(store, path), left
 
 
 def _fence(store: Store, wanted: Wanted) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,6 +14,7 @@ from tasks.config import Limits
 from tasks.intake import commit_log
 from tasks.intake.commit_log import Commit, Source
 from tasks.parsing import PARSED, Chunk, Understood, kind_of, parse
+from tasks.runs import now
 from tasks.storage import Entry, Store, file_sha256
 
 BATCH: Final = pa.schema(
@@ -98,8 +98,8 @@ class Batch:
             objects=tuple(self.sources),
             accepted=accepted,
             rejected=rejected,
-            batch=_upload(store, self._rows_path) if accepted else None,
-            rejected_rows=_upload(store, self._rejected_path) if self._rejections else None,
+            batch=upload(store, self._rows_path) if accepted else None,
+            rejected_rows=upload(store, self._rejected_path) if self._rejections else None,
             quarantine=commit_log.quarantine_key(commit) if self._rejections else None,
             understood=self._understood,
             **more,
@@ -114,19 +114,14 @@ def with_origin(key: str, rows: pa.RecordBatch) -> pa.RecordBatch:
     return pa.RecordBatch.from_arrays([columns[name] for name in BATCH.names], schema=BATCH)
 
 
-def now() -> str:
-    """This moment in UTC, to the second."""
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-
-
 def _record(understood: Understood | None) -> dict[str, Any]:
     """What is worth keeping of what the reader understood: all that is said, but for what the source says itself."""
     fields = {} if understood is None else asdict(understood)
     return {name: value for name, value in fields.items() if value and name not in {"object", "accepted", "rejected"}}
 
 
-def _upload(store: Store, path: Path) -> str:
-    """Store a file under its sha256; returns the key."""
+def upload(store: Store, path: Path) -> str:
+    """Store the accepted or the rejected rows of a commit under their sha256; returns the key."""
     key = f"batches/{file_sha256(path)}{path.suffix}"
     store.upload_if_absent(key, path)
     return key

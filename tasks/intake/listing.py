@@ -15,10 +15,10 @@ from tasks.intake.commit_log import Live, State
 from tasks.parsing import KINDS, PARSER_VERSION, is_ignored
 from tasks.storage import Entry, Store
 
-RECENT_PARTITIONS: Final = 3
+_RECENT_PARTITIONS: Final = 3
 """Latest dates whose partitions are always listed; partitions not seen before are listed too."""
 
-CAPS: Final = (
+_CAPS: Final = (
     "max_object_bytes",
     "max_line_bytes",
     "max_object_rows",
@@ -49,7 +49,7 @@ class Found:
 
 def reader(limits: Limits) -> dict[str, Any]:
     """What a refusal depends on besides the object: the parser's version and the caps."""
-    return {"parser": PARSER_VERSION, "limits": {name: getattr(limits, name) for name in CAPS}}
+    return {"parser": PARSER_VERSION, "limits": {name: getattr(limits, name) for name in _CAPS}}
 
 
 def look(store: Store, log: State, limits: Limits, *, full: bool) -> Found:
@@ -128,7 +128,7 @@ def _may_take_more(log: State, live: Live, limits: Limits) -> bool:
     if rules is None:  # an older version did not note them: whole refusals alone are looked at again
         return not live.accepted
     caps = rules.get("limits", {})
-    return rules.get("parser") != PARSER_VERSION or any(getattr(limits, name) > caps.get(name, 0) for name in CAPS)
+    return rules.get("parser") != PARSER_VERSION or any(getattr(limits, name) > caps.get(name, 0) for name in _CAPS)
 
 
 def _gone(store: Store, log: State, entries: Mapping[str, Entry]) -> list[str]:
@@ -156,7 +156,7 @@ def _recent(store: Store, log: State, prefix: str) -> Iterator[Entry]:
     yield from loose
     partitions = sorted(name for name in folders if _PARTITION.fullmatch(name) and name <= _tomorrow())
     seen = {key.removeprefix(prefix).partition("/")[0] for key in log.objects if key.startswith(prefix)}
-    old = set(partitions[:-RECENT_PARTITIONS]) & seen
+    old = set(partitions[:-_RECENT_PARTITIONS]) & seen
     for name in folders:
         if name not in old:
             yield from store.entries(f"{prefix}{name}/")

@@ -19,10 +19,11 @@ from typing import Any, Final
 
 from tasks.config import Limits
 from tasks.intake import commit_log
-from tasks.intake.batch import Batch, now
+from tasks.intake.batch import Batch
 from tasks.intake.commit_log import Commit, State
 from tasks.intake.listing import Found, future_partitions, look, reader, too_many_gone
 from tasks.parsing import Chunk, kind_of, refuse_unread
+from tasks.runs import now
 from tasks.splits import SPLIT_KEY, as_fields, load_split
 from tasks.storage import ChangedError, Entry, Store, StoreError, UnreadableError
 

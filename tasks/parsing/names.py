@@ -25,9 +25,9 @@ DOCUMENTS: Final = frozenset((*_STRONG, *_WEAK))
 LISTS: Final = frozenset(_STRONG) - {"document"}
 """Columns of documents that may hold several of them, as texts or as objects with title and text."""
 
-EXACT: Final = (("query", "document"), ("anchor", "positive"))
+_EXACT: Final = (("query", "document"), ("anchor", "positive"))
 
-SYMMETRIC: Final = (
+_SYMMETRIC: Final = (
     *(("sentence1", "sentence2"), ("text_a", "text_b"), ("sentence_a", "sentence_b"), ("sentence_1", "sentence_2")),
     *(("text1", "text2"), ("text_1", "text_2"), ("question1", "question2"), ("question_1", "question_2")),
 )
@@ -102,7 +102,7 @@ def find_pair(names: AbstractSet[str], kind: str) -> Pair | str:
     queries = [name for name in QUERIES if name in names]
     strong = [name for name in _STRONG if name in names]
     documents = strong or [name for name in _WEAK if name in names]
-    for query, document in EXACT:
+    for query, document in _EXACT:
         if query in names and document in names and (query == "query" or len(queries) == 1):
             if len(strong) > 1:
                 raise _ambiguous("document", strong)
@@ -113,7 +113,7 @@ def find_pair(names: AbstractSet[str], kind: str) -> Pair | str:
         if len(documents) > 1:
             raise _ambiguous("document", documents)
         return Pair(queries[0], documents[0])
-    for query, document in SYMMETRIC:
+    for query, document in _SYMMETRIC:
         if query in names and document in names:
             return Pair(query, document, symmetric=True)
     return _missing(names, queries, strong)
@@ -138,7 +138,7 @@ def _missing(names: AbstractSet[str], queries: list[str], strong: list[str]) -> 
         return f"{queries[0]} without document"
     if strong:
         return f"{strong[0]} without query"
-    for first, second in SYMMETRIC:
+    for first, second in _SYMMETRIC:
         if first in names or second in names:
             present, lacking = (first, second) if first in names else (second, first)
             return f"{present} without {lacking}"

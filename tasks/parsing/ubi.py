@@ -248,14 +248,14 @@ def _parquet(body: bytes) -> Iterator[Any]:
         yield from batch.to_pylist()
 
 
-def texts(name: str, body: bytes, key: str = "id", text: str = "text") -> dict[str, str]:
+def texts(name: str, body: bytes) -> dict[str, str]:
     """Texts by id of a file of documents; a title goes before its text. Raises ConvertError for one without either."""
     from tasks.parsing.shapes import join_title
 
     found = {}
     for number, record in enumerate(records(name, body), 1):
-        identity = record.get(key, record.get("_id"))
-        if identity is None or not _text(record.get(text)):
-            raise ConvertError(f"{name}: document {number} has no {key} or no {text}")
-        found[str(identity)] = str(join_title(record.get("title"), record[text]))
+        identity = record.get("id", record.get("_id"))
+        if identity is None or not _text(record.get("text")):
+            raise ConvertError(f"{name}: document {number} has no id or no text")
+        found[str(identity)] = str(join_title(record.get("title"), record["text"]))
     return found

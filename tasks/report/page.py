@@ -95,7 +95,7 @@ class GuardRow:
     verdict: str
 
 
-def guard_rows(results: Sequence[GuardResult]) -> list[GuardRow]:
+def _guard_rows(results: Sequence[GuardResult]) -> list[GuardRow]:
     """What each guard set says, in the order of the outcome."""
     rows = []
     for result in results:
@@ -255,7 +255,7 @@ def _context(outcome: Outcome, material: Material) -> dict[str, Any]:
         "more_reasons": max(0, len(outcome.reasons) - _REASONS),
         "headline": _headline(outcome),
         "scores": score_rows(outcome),
-        "guards": guard_rows(outcome.guards),
+        "guards": _guard_rows(outcome.guards),
         "dimensions": dimension_rows(material),
         "training": _training_rows(material),
         "index": index_rows(outcome, material.reindexing),

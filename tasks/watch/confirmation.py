@@ -16,10 +16,10 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from tasks.config import DECISIVE
 
-LOOKS: Final = (100, 200, 400, 800)
+_LOOKS: Final = (100, 200, 400, 800)
 """Queries at which is looked; the more there are, the smaller a loss is seen."""
 
-CRITICAL: Final = 3.02
+_CRITICAL: Final = 3.02
 """Standard errors below zero at which a promotion counts as wrong: 1% over all looks and both metrics where it was not.
 
 A true loss of 5 points is seen 96% of the time by 400 queries.
@@ -108,7 +108,7 @@ def confirm(windows: Sequence[tuple[int, Comparison]]) -> Confirmation | None:
         queries += window.queries
         for name in DECISIVE:
             sums[name] += window.sums[name]
-        due = sum(queries >= look for look in LOOKS)
+        due = sum(queries >= look for look in _LOOKS)
         if due > looked:
             looked = due
             found = Confirmation(
@@ -124,12 +124,12 @@ def confirm(windows: Sequence[tuple[int, Comparison]]) -> Confirmation | None:
 
 
 def _is_below(windows: Sequence[Comparison], name: str) -> bool:
-    """Whether a metric's mean is more than `CRITICAL` standard errors below zero."""
+    """Whether a metric's mean is more than `_CRITICAL` standard errors below zero."""
     queries = sum(window.queries for window in windows)
     mean = sum(window.sums[name] for window in windows) / queries
     squares = sum(window.squares[name] for window in windows)
     variance = max(0.0, (squares - queries * mean**2) / (queries - 1)) * queries  # of the sum of all differences
-    return mean < -CRITICAL * math.sqrt(max(variance, _clustered_variance(windows, name, mean))) / queries
+    return mean < -_CRITICAL * math.sqrt(max(variance, _clustered_variance(windows, name, mean))) / queries
 
 
 def _clustered_variance(windows: Sequence[Comparison], name: str, mean: float) -> float:

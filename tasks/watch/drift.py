@@ -19,7 +19,7 @@ from tasks.config import DECISIVE, Watch
 from tasks.statistics import bootstrap_means, t_interval, widened
 from tasks.watch.confirmation import Comparison
 
-RESAMPLES: Final = 2_000
+_RESAMPLES: Final = 2_000
 
 
 class Window(BaseModel):
@@ -78,7 +78,7 @@ def measure(
     table = np.stack([per_query[name] for name in DECISIVE], axis=1)  # (queries, metrics)
     if not (np.isfinite(table).all() and all(np.isfinite(promoted[name]) for name in DECISIVE)):
         raise ValueError("a score is not finite")
-    means = bootstrap_means(table, RESAMPLES, watch.seed)
+    means = bootstrap_means(table, _RESAMPLES, watch.seed)
     at_most = {
         name: widened(t_interval(per_query[name], clusters, watch.confidence), means[:, place], watch.confidence).high
         for place, name in enumerate(DECISIVE)

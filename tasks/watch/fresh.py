@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from tasks.encoding import NumericPath, Progress
     from tasks.registry import Production
 
-MIN_DOCUMENTS: Final = 5
+_MIN_DOCUMENTS: Final = 5
 """Documents that a window's queries must ask for: labels for one topic say little about the others."""
 
 _TRAINABLE: Final = ("held", "regressed", "blocked", "failed")
@@ -152,10 +152,10 @@ class _Fresh:
         if len(data.test) < watch.min_queries:
             return None, few.format(f"{len(data.test):,}", f"{watch.min_queries:,}")
         documents = len(np.unique(_clusters(data.test)))
-        if documents < MIN_DOCUMENTS:
+        if documents < _MIN_DOCUMENTS:
             return None, (
                 f"{len(data.test):,} queries with fresh labels, all for {documents} documents; a window needs "
-                f"{MIN_DOCUMENTS}, since one document says little about others."
+                f"{_MIN_DOCUMENTS}, since one document says little about others."
             )
         found = self._scored(data, watch, work, run_id, on_progress)
         key = f"{_folder(found.version)}{found.first:012d}.json"
