@@ -43,7 +43,9 @@ def examine(store: str | None, base_model: str = BUNDLED_MODEL) -> Iterator[Find
     """Look at everything that a night needs; one finding after the other, none raises."""
     yield from versions(importlib.metadata.version)
     if store is None:
-        yield Finding("store", False, "not named: set RATCHET_STORE=s3://bucket/prefix, or start the local stack")
+        yield Finding(
+            "store", False, "not set: RATCHET_STORE=s3://bucket/prefix, or start the local stack with `ratchet up`"
+        )
     else:
         yield from examine_store(store)
     yield _examine_prefect()
@@ -73,7 +75,7 @@ def examine_store(url: str) -> Iterator[Finding]:
         yield Finding("store, reading", True, store.url)
         problems = store.probe()
     except StoreError as error:
-        yield Finding("store", False, f"{error}. Check the address, AWS_ENDPOINT_URL and the credentials")
+        yield Finding("store", False, str(error))
         return
     yield Finding("store, writing", True, "an object was written, read and deleted again")
     yield Finding(
@@ -145,7 +147,7 @@ def _examine_prefect() -> Finding:
 
     url = os.environ.get("PREFECT_API_URL")
     if url is None:
-        text = "not named: `ratchet run` does without; for nights on a schedule set PREFECT_API_URL"
+        text = "PREFECT_API_URL is not set: `ratchet run` works without it, nights on a schedule need it"
         return Finding("Prefect API", True, text, advice=True)
     try:
         with get_client(sync_client=True) as client:
@@ -192,4 +194,4 @@ def _disk() -> Finding:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    return Finding("disk", free >= _FREE_BYTES, f"{free / 2**30:.1f} GiB free in {folder}, 5 are comfortable")
+    return Finding("disk", free >= _FREE_BYTES, f"{free / 2**30:.1f} GiB free in {folder}; a night needs about 5")

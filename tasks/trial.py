@@ -182,7 +182,7 @@ def key_of(file: Path, kind: str | None, folder: Path | None) -> str:
 def _first(rejected: Sequence[Rejected]) -> str:
     """The first reason, and where it is: what is wrong with a whole file has no line."""
     if not rejected:
-        return ""
+        return ": it holds no file of pairs"
     row = rejected[0]
     return f": {row.object.partition('/')[2]}{f' line {row.line}' if row.line else ''}: {row.reason}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 import signal
@@ -180,6 +181,28 @@ def test_starting_the_command_line_loads_nothing_heavy() -> None:
     done = subprocess.run([sys.executable, "-c", code], cwd=local.ROOT, capture_output=True, text=True, check=True)
     heavy = {"torch", "prefect", "great_expectations", "pandas", "pyarrow", "boto3", "sentence_transformers", "numpy"}
     assert not heavy & set(done.stdout.split())
+
+
+def test_no_command_shows_progress_bars_of_libraries() -> None:
+    """Set before any of them is imported, whichever command it is."""
+    code = "import os; from deployments import cli; cli.app = lambda: print(dict(os.environ)); cli.main()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=local.ROOT, capture_output=True, text=True, check=True)
+    assert "'HF_HUB_DISABLE_PROGRESS_BARS': '1'" in done.stdout
+
+
+def test_the_version_is_shown() -> None:
+    """That of the installed package, alone on its line."""
+    done = _ratchet("--version")
+    assert (done.returncode, done.stdout) == (0, f"{importlib.metadata.version('ratchet')}\n")
+
+
+def test_nothing_to_read_is_an_error(tmp_path: Path) -> None:
+    """An empty folder, and what is neither a file nor a folder: silence would look like success."""
+    for path in (str(tmp_path), os.devnull):
+        for command in ("read", "try"):
+            done = _ratchet(command, path)
+            assert done.returncode in {1, 2}
+            assert path in done.stderr
 
 
 def test_doctor_finds_the_versions_that_break_silently() -> None:

@@ -64,6 +64,8 @@ def test_every_section_is_read(tmp_path: Path) -> None:
         ("watch.windows = 1", "watch", "windows_below (2) is above windows (1)"),
         ("[channels.'On Call']\nkind = 'slack'\nsecret_env = 'X'", "channels", "not a valid channel name"),
         ("[channels.ops]\nkind = 'fax'\nsecret_env = 'X'", "channels.ops.kind", "'slack', 'teams'"),
+        ("[channels.ops]\nkind = 'slack'\nsecret_env = 'https://a/b'", "ops.secret_env", "never the secret itself"),
+        ("[schedule]\ncrn = '* * * * *'", "schedule.crn", "`ratchet init` writes"),
         ("[channels.ops]\nkind = 'email'\nsecret_env = 'X'", "channels.ops", "needs `sender` and `recipients`"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nsender = 'a@b.c'", "channels.ops", "kind email and smtp"),
         ("[channels.ops]\nkind = 'slack'\nsecret_env = 'X'\nonly = ['all']", "channels.ops.only.0", "'regressed'"),

@@ -6,12 +6,13 @@ it, and Prefect only after the process is pointed at a server.
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import signal
 import sys
 from collections.abc import Callable
 from types import FrameType
-from typing import Final
+from typing import Annotated, Final
 
 import typer
 
@@ -29,7 +30,7 @@ from deployments.cli import (
     versions,
     workers,
 )
-from deployments.cli.common import CliError, UsageError, errors
+from deployments.cli.common import CliError, UsageError, errors, hush
 from deployments.stack import local
 from deployments.terminal.text import escape, sanitise_logs
 
@@ -37,14 +38,30 @@ _ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 app = typer.Typer(
     name="ratchet",
-    help="Nightly embedding retraining that only moves forward.",
-    epilog="Exit status: 0 when it went well (a night: when it came to a verdict), 2 for bad usage, 1 for a failure. "
+    help="Retrain the embedding model behind a search every night, and promote it only if it is better.",
+    epilog="Exit status: 0 for success (a night: any verdict but failed), 2 for bad usage, 1 for a failure. "
     "docs/troubleshooting.md says what to do about each message.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        sys.stdout.write(f"{importlib.metadata.version('ratchet')}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
 
 # in the order of the help page: one panel per room
 _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
@@ -69,7 +86,7 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
         "retire": versions.retire,
     },
     "Workers": {"join": joining.join, "drain": workers.drain, "resume": workers.resume},
-    "Look": {
+    "Inspect": {
         "rows": looking.rows,
         "quarantine": looking.quarantine,
         "suspects": looking.suspects,
@@ -81,13 +98,14 @@ _PANELS: Final[dict[str, dict[str, Callable[..., None]]]] = {
 for _panel, _commands in _PANELS.items():
     for _name, _command in _commands.items():
         app.command(_name, rich_help_panel=_panel)(_command)
-app.add_typer(alerts.app, name="alerts", rich_help_panel="Look")
+app.add_typer(alerts.app, name="alerts", rich_help_panel="Inspect")
 
 
 def main() -> None:
     """Run the command line; errors that people can fix are one message, not a traceback."""
     for number in _ENDING:
         signal.signal(number, _interrupt)  # so that `with` blocks are left, and what they started is stopped
+    hush()
     sanitise_logs()
     try:
         app()

@@ -35,7 +35,7 @@ def listed(context: typer.Context, state: StateOption = None) -> None:
 
 @app.command("test")
 def send_tests(state: StateOption = None) -> None:
-    """Send one of each alert, marked as a test, the way that a real one takes: event, automation, channel."""
+    """Send each alert as a test, by the way of a real one: event, automation, channel."""
     reach_prefect(state)
     from deployments.server import alert_test
 

@@ -67,9 +67,9 @@ def say(text: str) -> None:
 
 
 def hush() -> None:
-    """Keep libraries from talking between the lines of a command; call it before they are imported.
+    """Keep libraries quiet: progress bars of models that are loaded, telemetry of a temporary Prefect server.
 
-    A bar for each model that is loaded, and what a temporary Prefect server would send to its makers.
+    Call it before they are imported.
     """
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("PREFECT_SERVER_ANALYTICS_ENABLED", "false")

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from deployments.cli.common import StateOption, StoreOption, connect, console, hush
+from deployments.cli.common import StateOption, StoreOption, connect, console
 from deployments.terminal.text import escape
 
 TargetOption = Annotated[
@@ -38,8 +38,7 @@ def reindex(
         typer.Option(help="Model that serves before a promotion. Default: what the last night started from."),
     ] = None,
 ) -> None:
-    """Embed the documents with what serves, load them beside the index that serves, verify, and switch."""
-    hush()
+    """Build the index with the model in production beside the one that serves, verify it, and switch."""
     opened = connect(state, store)
     from deployments.server.temporary import private_server
     from flows.reindex import reindex as flow

@@ -39,7 +39,7 @@ def suspects(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Print the labels that people should look at, as JSON lines; what was found of new uploads goes to stderr."""
+    """Print suspicious labels as JSON lines; findings on new uploads go to stderr."""
     import orjson
 
     from tasks import runs
@@ -143,7 +143,7 @@ def _described(plan: Plan) -> list[str]:
 def doctor(
     store: StoreOption = None,
     state: StateOption = None,
-    base_model: Annotated[str, typer.Option(help="Base model to look for.")] = BUNDLED_MODEL,
+    base_model: Annotated[str, typer.Option(help="Base model to check.")] = BUNDLED_MODEL,
 ) -> None:
     """Check everything that a night needs, and say what to fix."""
     from deployments import doctor as examination

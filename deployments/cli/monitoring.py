@@ -26,7 +26,7 @@ def metrics(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Print verdicts, scores, what serves, seconds, rows and dollars as OpenMetrics text, or serve them."""
+    """Print the state of the store as OpenMetrics text, or serve it for Prometheus."""
     from tasks.telemetry import Metrics
 
     address = None if listen is None else _address(listen)

@@ -17,7 +17,6 @@ from deployments.cli.common import (
     UsageError,
     connect,
     console,
-    hush,
     load_settings,
     parameters,
     reach_prefect,
@@ -62,7 +61,7 @@ def approve(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Approve, or reject, a candidate that passed the gate and waits for a person. The first answer counts."""
+    """Approve or reject a candidate that passed the gate and waits for a person. The first answer counts."""
     from tasks import approval
 
     opened = connect(state, store)
@@ -85,8 +84,7 @@ def run(
     reason: Annotated[str, typer.Option(help="Reason, recorded in the outcome and the ledger.")] = "manual",
     settings: SetOption = None,
 ) -> None:
-    """Run a night: take in what is new, check, fine-tune, compare, promote what is significantly better."""
-    hush()
+    """Run a night: take in new pairs, check, fine-tune, compare, promote what is significantly better."""
     from deployments.terminal import follow, show
     from tasks.registry import read_production
 

@@ -64,10 +64,12 @@ def read(
         raise UsageError(f"--as takes {', '.join(KINDS)}, got {kind!r}")
     made: list[tuple[str, Understood | None]] = []
     for path in files:
-        if not path.exists():
+        if not path.is_file() and not path.is_dir():
             raise UsageError(f"there is no file or folder {path}")
     for name, chunks in _objects(files, kind):
         made.append((name, _print(name, chunks, quiet=summary)))
+    if not made:
+        raise UsageError(f"there is no file in {', '.join(map(str, files))}")
     if summary:
         console.print(_table(made))
         for name, understood in made:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.common import CliError, StateOption, StoreOption, connect, console, hush, say, state_folder
+from deployments.cli.common import CliError, StateOption, StoreOption, connect, console, say, state_folder
 from deployments.cli.indexing import TargetOption
 from deployments.cli.stack import DEMO
 from deployments.stack import local
@@ -27,12 +27,11 @@ def search(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Search the index that follows production, beside what the model before finds: before and after, side by side.
+    """Compare what production finds with what the model before it finds, side by side.
 
     Without a store it asks the main store of the local stack, or the demo's where nothing serves there; a stack that
     does not run is started as far as the search needs it.
     """
-    hush()
     from deployments.terminal import hits
     from flows.context import work_folder
     from tasks.index import open_target

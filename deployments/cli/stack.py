@@ -20,7 +20,6 @@ from deployments.cli.common import (
     any_stack,
     connect,
     console,
-    hush,
     say,
     state_folder,
 )
@@ -68,7 +67,6 @@ def status(state: StateOption = None, store: StoreOption = None) -> None:
 
 def demo(state: StateOption = None) -> None:
     """Run one real night on bundled documentation, from start to verdict."""
-    hush()
     from deployments import demo as data
     from deployments.terminal import follow, show
     from tasks.registry import pull as pull_version
@@ -129,7 +127,6 @@ def tour(state: StateOption = None) -> None:
     from deployments.demo import tour as week
     from tasks.storage import Store
 
-    hush()
     began = time.monotonic()
     with any_stack(state_folder(state)) as stack:
         stack.adopt()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.common import CliError, SetOption, UsageError, console, hush, parameters, say
+from deployments.cli.common import CliError, SetOption, UsageError, console, parameters, say
 from deployments.cli.reading import describe
 from deployments.terminal.text import escape
 
@@ -28,8 +28,7 @@ def try_pairs(
     out: Annotated[Path | None, typer.Option(help="Folder to keep the fine-tuned model in; must not exist.")] = None,
     settings: SetOption = None,
 ) -> None:
-    """Say whether fine-tuning on a file of pairs would help: Recall@10 before and after, without any server."""
-    hush()
+    """Find out whether fine-tuning on your pairs helps: Recall@10 before and after, without any server."""
     from deployments.terminal import show
     from tasks import trial
     from tasks.config import Checks, Gate, Limits, Training
@@ -74,7 +73,7 @@ def try_pairs(
 def init(
     file: Annotated[Path, typer.Argument(help="File to write; must not exist.")] = Path("ratchet.toml"),
 ) -> None:
-    """Write a commented ratchet.toml with every setting of `ratchet deploy`, to be filled in."""
+    """Write a commented ratchet.toml with every setting of `ratchet deploy`."""
     from deployments.server import settings_file as settings
 
     try:
@@ -115,7 +114,7 @@ def convert(  # noqa: PLR0913 - each is an option of the command
         int, typer.Option(min=1, help="For clicks: times that a document must have been shown for a query.")
     ] = 10,
 ) -> None:
-    """Turn an export of Label Studio or Argilla, judged lines, a folder in BEIR layout, or clicks (UBI) into pairs."""
+    """Make pairs of an export of Label Studio or Argilla, judged lines, a folder in BEIR layout, or clicks (UBI)."""
     from tasks.parsing import beir, exports, ubi
 
     answers = (tuple(relevant or ()), tuple(not_relevant or ()), tuple(skip or ()))

@@ -112,7 +112,7 @@ def rollback(
 
 
 def publish(store: StoreOption = None, state: StateOption = None) -> None:
-    """Publish what serves to MLflow (RATCHET_MLFLOW_MODEL) and Hugging Face (RATCHET_HF_REPO), also once more."""
+    """Publish production to MLflow (RATCHET_MLFLOW_MODEL) and Hugging Face (RATCHET_HF_REPO), even if it was before."""
     from tasks.publishing import Targets
 
     targets = Targets.of(os.environ)
@@ -144,7 +144,7 @@ def release(
     store: StoreOption = None,
     state: StateOption = None,
 ) -> None:
-    """Let nights promote a version again that was rolled back."""
+    """Allow nights to promote a version that was rolled back."""
     from tasks import registry
 
     for one in registry.release(connect(state, store), version, who=getpass.getuser(), reason=reason):

@@ -14,6 +14,7 @@ from typing import Annotated, Final, Literal
 from zoneinfo import available_timezones
 
 from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from tasks.config import Gate, Parameters, Watch
 
@@ -233,8 +234,15 @@ def load(file: Path | None = None) -> Settings:
         return Settings.model_validate(found)
     except ValidationError as error:
         # never the value: somebody may have written the secret where the name of its variable belongs
-        lines = [
-            f"{path}: {'.'.join(map(str, problem['loc']))}: {problem['msg'].removeprefix('Value error, ')}"
-            for problem in error.errors(include_input=False, include_url=False)
-        ]
-        raise SettingsError("\n".join(lines)) from error
+        problems = error.errors(include_input=False, include_url=False)
+        raise SettingsError("\n".join(f"{path}: {_words(problem)}" for problem in problems)) from error
+
+
+def _words(problem: ErrorDetails) -> str:
+    """The setting that is wrong, and why."""
+    said = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        said = "unknown settings are not permitted; `ratchet init` writes a file with all that there are"
+    elif problem["loc"][-1] == "secret_env":
+        said = "name the environment variable that holds the secret, never the secret itself"
+    return f"{'.'.join(map(str, problem['loc']))}: {said}"
