@@ -24,7 +24,7 @@ from tasks.publishing import Result
 from tasks.records import Question
 from tasks.registry import name_of
 from tasks.report import Evidence
-from tasks.report.messages import message, pending_message, recovery, unpublished_message
+from tasks.report.messages import guard_message, message, pending_message, recovery, unpublished_message
 from tasks.runs import Regression
 from tasks.watch.messages import News
 
@@ -97,6 +97,18 @@ def announce_pending(store_url: str, outcome: Outcome, run_url: str | None = Non
             said = pending_message(pending, run_url)
             payload = {**pending.model_dump(mode="json"), "title": said.title, "message": said.text}
             _emit("ratchet.objects.pending", store_url, f"{pending.key}#{pending.since}", payload)
+
+
+def announce_guards(store_url: str, outcome: Outcome, since: Mapping[str, str], run_url: str | None = None) -> None:
+    """Emit `ratchet.guard.unjudged` for each guard set that could not be judged; once for each streak of such nights.
+
+    `since` names the first run of the streak of each.
+    """
+    for one in outcome.guards:
+        if one.name in since:
+            said = guard_message(one, run_url)
+            payload = {**one.model_dump(mode="json"), "title": said.title, "message": said.text}
+            _emit("ratchet.guard.unjudged", store_url, f"{one.name}#{since[one.name]}", payload)
 
 
 def announce_production(store_url: str, pointer: Mapping[str, Any]) -> None:

@@ -219,6 +219,21 @@ def regression(store: Store, outcome: Outcome) -> Regression | None:
     return "ended" if last == "regressed" else None
 
 
+def unjudged_guards(store: Store, outcome: Outcome) -> dict[str, str]:
+    """Guard sets that could not be judged, each with the first run of the streak in which it could not."""
+    since = {one.name: outcome.run_id for one in outcome.guards if one.verdict == "not judged"}
+    going = set(since)
+    for earlier in backwards(store, before=outcome.run_id) if since else ():
+        found = earlier.outcome
+        if found is None or found.verdict not in JUDGED:
+            continue
+        going &= {one.name for one in found.guards if one.verdict == "not judged"}
+        if not going:
+            break
+        since |= dict.fromkeys(going, earlier.run_id)
+    return since
+
+
 def unfinished(store: Store) -> list[Run]:
     """Of the latest runs those that came to no verdict: under way, killed, or failed and perhaps tried again."""
     latest = islice(backwards(store), _LATEST)

@@ -411,6 +411,7 @@ def conclude(store: str, outcome: Outcome, *, details: bool = True) -> Outcome:
             regression=_regression(opened, outcome),
         )
         alerts.announce_pending(opened.url, outcome, alerts.run_url())
+        alerts.announce_guards(opened.url, outcome, _unjudged(opened, outcome), alerts.run_url())
     except alerts.DeliveryError:
         # the verdict is in the store; that nobody could be told must not turn it into a failure
         get_run_logger().exception("the outcome was not announced")
@@ -433,6 +434,14 @@ def _regression(store: Store, outcome: Outcome) -> runs.Regression | None:
     except StoreError:
         get_run_logger().exception("it is not known whether the night before regressed")
         return None
+
+
+def _unjudged(store: Store, outcome: Outcome) -> dict[str, str]:
+    """Since when guard sets cannot be judged; tonight, where earlier runs cannot be read."""
+    try:
+        return runs.unjudged_guards(store, outcome)
+    except StoreError:
+        return {one.name: outcome.run_id for one in outcome.guards if one.verdict == "not judged"}
 
 
 def _evidence(store: Store, outcome: Outcome) -> evidence.Evidence:

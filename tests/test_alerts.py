@@ -13,7 +13,7 @@ from prefect.blocks.abstract import NotificationBlock
 from deployments.server import channels
 from deployments.server.settings import Channel
 from tasks import alerts, scoring
-from tasks.config import Delta, Model, Outcome, Pending, Refused
+from tasks.config import Delta, GuardResult, Model, Outcome, Pending, Refused
 from tasks.intake import take_in
 from tasks.publishing import Result
 from tasks.report import Evidence, Fallen, evidence
@@ -239,6 +239,26 @@ def test_an_object_that_three_nights_could_not_read_is_told_once(monkeypatch: py
     assert "AccessDenied" in text
     assert "<" not in text
     assert "https://prefect/run" in text
+
+
+def test_a_guard_set_that_cannot_be_judged_is_told_once_for_a_streak(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the same event every night; one that falls is no news of this kind."""
+    sent: list[Any] = []
+    monkeypatch.setattr(alerts, "_deliver", sent.append)
+    why = "Guard set 'general' cannot be read: guard/general/: there is no corpus.jsonl <!channel>"
+    guards = [
+        GuardResult(name="general", verdict="not judged", reasons=[why]),
+        GuardResult(name="b", verdict="falls"),
+    ]
+    for night in ("run-2", "run-3"):
+        outcome = Outcome(run_id=night, verdict="held", reasons=[], commit=1, guards=guards)
+        alerts.announce_guards("s3://b", outcome, {"general": "run-1"}, "https://prefect/run")
+    assert [event.event for event in sent] == ["ratchet.guard.unjudged"] * 2
+    assert sent[0].id == sent[1].id
+    text = sent[0].payload["message"]
+    assert "there is no corpus.jsonl" in text
+    assert "nothing is promoted" in text
+    assert "<" not in text
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -71,13 +71,28 @@ NANO = {
         {**SOUND, "qrels/test.tsv": b"q1 Q0 d1 2\nq1 Q0 d2 0\n\n"},
         {**SOUND, "qrels/test.tsv": b"corpus-id\tquery-id\tscore\nd1\tq1\t2\nd2\tq1\t0\n"},
         {**SOUND, "corpus.jsonl": b"\xef\xbb\xbf" + CORPUS},
+        {**SOUND, "corpus.jsonl": CORPUS.replace(b"_id", b"id"), "queries.jsonl": QUERIES.replace(b"_id", b"id")},
+        {**SOUND, "corpus.jsonl": CORPUS.replace(b'"", "text": "seals"', b'"seals", "text": null')},
         {
             **{name: body for name, body in SOUND.items() if name != "qrels/test.tsv"},
             "qrels/test.jsonl": b'{"query-id": "q1", "corpus-id": "d1", "score": 2}\n'
             b'{"query-id": "q1", "corpus-id": "d2", "score": 0}\n',
         },
     ],
-    ids=["plain", "gzip", "others", "CRLF", "no header", "TREC", "TREC blanks", "swapped", "BOM", "JSON qrels"],
+    ids=[
+        "plain",
+        "gzip",
+        "others",
+        "CRLF",
+        "no header",
+        "TREC",
+        "TREC blanks",
+        "swapped",
+        "BOM",
+        "id",
+        "title alone",
+        "JSON qrels",
+    ],
 )
 def test_the_layouts_of_the_field_say_the_same(files: Mapping[str, bytes]) -> None:
     """Title before text, test before other qrels, with a header or without, four columns as TREC has them."""
@@ -191,6 +206,23 @@ def test_texts_that_are_the_same_are_one(store: Store, tmp_path: Path) -> None:
     assert found.test.queries == ["valve?"]
     assert found.test.relevant[0].tolist() == [0]
     assert found.test.excluded == 1
+
+
+def test_an_unpacked_archive_is_a_set(store: Store, tmp_path: Path) -> None:
+    """With the folder that the archive has inside, and what a Mac leaves beside it; two of them are no set."""
+    _put(store, "scifact/scifact")
+    _put(store, "scifact/__MACOSX/scifact", {"._corpus.jsonl": b"x"})
+    _put(store, "__MACOSX/scifact", {"._corpus.jsonl": b"x"})
+    (listed,) = guards.find(store)
+    assert (listed.name, set(listed.files)) == ("scifact", set(SOUND))
+    assert guards.read(store, listed, Limits(), tmp_path).test.queries == ["how to repair a pump"]
+    for path, body in SOUND.items():
+        place = tmp_path / "here" / "general" / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(body)
+    assert guards.read_folder(tmp_path / "here", Limits()).documents == ["Pumps close the valve", "seals"]
+    _put(store, "scifact/another")
+    assert "guard/scifact/: there is no" in _problem(store, tmp_path)
 
 
 def test_a_set_is_read_once(store: Store, tmp_path: Path) -> None:

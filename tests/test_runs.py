@@ -7,9 +7,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from tasks.config import Outcome, Verdict
+from tasks.config import GuardResult, Outcome, Verdict
 from tasks.records import Taken
-from tasks.runs import OUTCOME, TAKEN, Run, last_concluded, regression, run_id, unfinished
+from tasks.runs import OUTCOME, TAKEN, Run, last_concluded, regression, run_id, unfinished, unjudged_guards
 from tasks.storage import Store, StoreError
 
 
@@ -125,3 +125,18 @@ def test_a_streak_of_regressions_begins_goes_on_and_ends_once(store: Store) -> N
         Run(store, outcome.run_id).put_outcome(outcome)
     assert said == [where for _, where in nights]
     assert [regression(store, outcome) for outcome in outcomes] == said
+
+
+def test_a_guard_set_that_cannot_be_judged_is_counted_from_the_first_night_of_the_streak(store: Store) -> None:
+    """Nights on which nothing was judged are passed over; each set has its own streak."""
+    nights: list[tuple[Verdict, str]] = [("held", "ab"), ("held", "a"), ("skipped", ""), ("regressed", "ab")]
+    ids = [f"2026112{day}T033000Z-00000000" for day in range(len(nights) + 1)]
+    said = []
+    for run, (verdict, broken) in zip(ids, nights, strict=False):
+        guards = [GuardResult(name=name, verdict="not judged") for name in broken]
+        outcome = _outcome(run, verdict, 1).model_copy(
+            update={"guards": [*guards, GuardResult(name="c", verdict="stands")]}
+        )
+        Run(store, run).put_outcome(outcome)
+        said.append(unjudged_guards(store, outcome))
+    assert said == [{"a": ids[0], "b": ids[0]}, {"a": ids[0]}, {}, {"a": ids[0], "b": ids[3]}]

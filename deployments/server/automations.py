@@ -141,6 +141,9 @@ def alerts(settings: Settings) -> tuple[Alert, ...]:
         ),
         Alert("drifted", "production finds less on fresh labels", _event(settings, "production.drifted"), **told),
         Alert("pending", "an object could not be read for three nights", _event(settings, "objects.pending"), **told),
+        Alert(
+            "guard", "a guard set cannot be judged, so nothing is promoted", _event(settings, "guard.unjudged"), **told
+        ),
         Alert("waiting", "a candidate waits for a person to approve it", _event(settings, "approval.waiting"), **told),
         Alert(
             "unpublished",

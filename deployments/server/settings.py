@@ -32,6 +32,7 @@ AlertName = Literal[
     "drifted",
     "wrong-promotion",
     "pending",
+    "guard",
     "waiting",
     "unpublished",
 ]

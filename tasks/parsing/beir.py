@@ -35,6 +35,7 @@ _QRELS: Final = (*(ending for ending in _LINES if ending.startswith(".tsv")), *_
 _PART: Final = re.compile(r"-\d{5}-of-\d{5}$")
 """What the hub adds to the name of a split."""
 
+_IDS: Final = frozenset({"_id", "id"})
 _QUERY: Final = frozenset({"query-id", "query_id", "qid"})
 _DOCUMENT: Final = frozenset({"corpus-id", "corpus_id", "doc-id", "doc_id", "docid", "pid"})
 _SCORE: Final = frozenset({"score", "rel", "relevance", "label"})
@@ -69,6 +70,15 @@ def belongs(name: str) -> bool:
     return first.partition(".")[0] in {"corpus", "queries", "qrels"} and (rest or first).endswith(endings)
 
 
+def inside(names: Iterable[str]) -> str:
+    """Under which folder a set lies: none, or the only one that holds such files, as in an unpacked archive."""
+    names = list(names)
+    if any(map(belongs, names)):
+        return ""
+    tops = {top for top, _, rest in (name.partition("/") for name in names) if belongs(rest)}
+    return f"{tops.pop()}/" if len(tops) == 1 else ""
+
+
 def read_set(files: Files, limits: Limits, *, qrels: str | None = None, judged_only: bool = False) -> BeirSet:
     """The whole set, checked.
 
@@ -100,7 +110,9 @@ def read_set(files: Files, limits: Limits, *, qrels: str | None = None, judged_o
 def local_files(folder: Path) -> Files:
     """The files of a folder on this machine that belong to a set."""
     paths = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-    return {name: path.read_bytes for name, path in paths.items() if belongs(name)}
+    top = inside(paths)
+    files = {name.removeprefix(top): path.read_bytes for name, path in paths.items() if name.startswith(top)}
+    return {name: read for name, read in files.items() if belongs(name)}
 
 
 def convert_folder(path: Path) -> Iterator[bytes]:
@@ -182,12 +194,14 @@ class _Texts:
         self._part = part
         self._blank: dict[str, str] = {}
         for name in names:
-            for where, row in _rows(files, name, frozenset({"_id", "title", "text"}), limits):
+            for where, row in _rows(files, name, _IDS | {"title", "text"}, limits):
                 self._add(where, row, wanted)
 
     def _add(self, where: str, row: Mapping[str, Any], wanted: set[str] | None) -> None:
-        known = _id(row.get("_id"))
+        known = _id(_first(row, _IDS))
         text, title = row.get("text"), row.get("title")
+        if text is None and title and self._part == "corpus":
+            text = ""
         if known is None or not isinstance(text, str) or not isinstance(title, str | None):
             raise LayoutError(f"{where} has no _id and text")
         whole = join_title(title, text) if self._part == "corpus" else text

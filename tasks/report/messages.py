@@ -12,7 +12,7 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import Final
 
-from tasks.config import METRIC_LABELS, Delta, Model, Outcome, Pending
+from tasks.config import METRIC_LABELS, Delta, GuardResult, Model, Outcome, Pending
 from tasks.report.evidence import Evidence
 
 LONGEST: Final = 3_000
@@ -98,6 +98,16 @@ def pending_message(pending: Pending, run_url: str | None) -> Message:
         *([f"Run: {run_url}"] if run_url else []),
     ]
     return Message("Ratchet: an object cannot be read", "\n".join(lines)[:LONGEST])
+
+
+def guard_message(found: GuardResult, run_url: str | None) -> Message:
+    """What is said of a guard set that could not be judged."""
+    lines = [
+        *(cut(plain(reason), 600) for reason in found.reasons),
+        "Until it can be judged nothing is promoted: mend the set, or remove it. `ratchet doctor` reads every set.",
+        *([f"Run: {run_url}"] if run_url else []),
+    ]
+    return Message("Ratchet: a guard set cannot be judged", "\n".join(lines)[:LONGEST])
 
 
 def unpublished_message(target: str, name: str, serves: str, error: str, run_url: str | None) -> Message:

@@ -43,6 +43,9 @@ FOLDER: Final = "guard/"
 _READER: Final = 1
 """Raised when the same files are understood differently."""
 
+_OF_SYSTEMS: Final = (".", "__MACOSX")
+"""How folders begin that programs leave behind: no set."""
+
 _KEPT_SECONDS: Final = 30 * 86_400
 """A set that was not asked for so long is removed from this machine."""
 
@@ -83,13 +86,15 @@ def find(store: Store) -> list[Listed]:
     found: dict[str, dict[str, Entry]] = {}
     for entry in store.entries(FOLDER):
         name, slash, path = entry.key.removeprefix(FOLDER).partition("/")
-        if not slash:
-            name, path = "", name
-        if slash or beir.belongs(path):
-            files = found.setdefault(name, {})
-            if beir.belongs(path):
-                files[path] = entry
-    return [Listed(name, files) for name, files in sorted(found.items())]
+        if (slash or beir.belongs(name)) and not name.startswith(_OF_SYSTEMS):
+            found.setdefault(name if slash else "", {})[path if slash else name] = entry
+    return [Listed(name, _of_set(files)) for name, files in sorted(found.items())]
+
+
+def _of_set(files: Mapping[str, Entry]) -> dict[str, Entry]:
+    top = beir.inside(files)
+    inner = {path.removeprefix(top): entry for path, entry in files.items() if path.startswith(top)}
+    return {path: entry for path, entry in inner.items() if beir.belongs(path)}
 
 
 def read(store: Store, listed: Listed, limits: Limits, work: Path) -> GuardSet:
