@@ -34,6 +34,7 @@ class Reindexed(BaseModel):
         followed: the index that the target had already and that served from the beginning of the run, if any.
         dropped: indexes that were deleted from the target.
         rejected: rows that are no documents; `rejections` names the first ones.
+        left_out: columns of documents that are not taken as metadata.
     """
 
     index: str
@@ -48,6 +49,7 @@ class Reindexed(BaseModel):
     dropped: tuple[str, ...] = ()
     rejected: int = 0
     rejections: tuple[str, ...] = ()
+    left_out: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,4 +132,5 @@ def _once(where: _Where, settings: _Settings) -> Reindexed | None:
         dropped=renewed.dropped,
         rejected=embedded.rejected,
         rejections=embedded.rejections,
+        left_out=embedded.left_out,
     )

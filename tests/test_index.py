@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from functools import cache
@@ -113,8 +113,15 @@ def test_rows_are_documents_with_id_text_and_metadata() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["ID", "_id", "docId", "doc-id", "docno", "document_id", "pid", "uuid"])
+def test_ids_have_many_names(name: str) -> None:
+    """As MongoDB, TREC, MS MARCO and others have them."""
+    [found] = read_documents("documents/a.jsonl", lines({name: "a", "text": "one"}))
+    assert found == Document("a", "one", b"{}", 1)
+
+
 def test_tables_keep_their_other_columns_as_metadata() -> None:
-    """Of CSV as texts, of Parquet as what they are; vectors and bytes are left out."""
+    """Of CSV as texts, of Parquet as what they are; vectors, bytes and structs are left out, and named."""
     found = list(read_documents("documents/a.csv.gz", gzip.compress(b'id,text,lang\n007,"a, b",en\n')))
     assert found == [Document("007", "a, b", b'{"lang":"en"}', 2)]
     table = pa.table(
@@ -125,12 +132,50 @@ def test_tables_keep_their_other_columns_as_metadata() -> None:
             "vector": [[1.0]],
             "raw": [b"x"],
             "price": [float("nan")],
+            "tags": [["p", "q"]],
+            "pages": [[1, 2]],
+            "author": [{"name": "x"}],
         }
     )
+    left_out: list[str] = []
+    found = list(read_documents("documents/a.parquet", parquet(table), left_out=left_out))
+    wanted = b'{"pages":[1,2],"price":null,"tags":["p","q"],"when":"1970-01-01T00:00:01"}'
+    assert found == [Document("1", "a", wanted, 1)]
+    assert [name.partition(" ")[0] for name in left_out] == ["vector", "raw", "author"]
+
+
+def parquet(table: pa.Table) -> bytes:
+    """A file."""
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    found = list(read_documents("documents/a.parquet", sink.getvalue()))
-    assert found == [Document("1", "a", b'{"price":null,"when":"1970-01-01T00:00:01"}', 1)]
+    return sink.getvalue()
+
+
+def test_an_object_without_a_row_has_no_documents(tmp_path: Path) -> None:
+    """As writers leave them of a partition without rows; where there is nothing else, there are no documents."""
+    store = memory_store()
+    none = pa.table({"id": pa.array([], pa.string()), "text": pa.array([], pa.string())})
+    bodies = {
+        "parquet": parquet(none),
+        "jsonl.gz": gzip.compress(b""),
+        "json": b"[]",
+        "jsonl": b"\n",
+        "csv": b"id,text\n",
+    }
+    for ending, body in bodies.items():
+        store.put(f"documents/part-0.{ending}", body)
+    with pytest.raises(DocumentsError, match="there are no documents"):
+        gather(store, tmp_path)
+    with gather(filled(store), tmp_path) as found:
+        assert (found.count, found.rejected) == (COUNT, 0)
+
+
+def test_a_row_that_is_too_long_is_named(tmp_path: Path) -> None:
+    """Where it is the only one, the message says so, and nothing of columns."""
+    store = memory_store()
+    store.put("documents/a.jsonl", lines({"id": "a", "text": "long " * 300_000}))
+    with pytest.raises(DocumentsError, match=r"none of its 1 rows is a document, such as line 1: longer than"):
+        gather(store, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -308,8 +353,8 @@ def test_ray_is_started_where_several_actors_pay(
 class Killed:
     """A target whose process dies just before its call number `at` (from 1) that changes something, or after it."""
 
-    def __init__(self, target: Target, at: int = 0, *, after: bool = False) -> None:
-        self._target, self._at, self._after = target, at, after
+    def __init__(self, target: Target, at: int = 0, *, after: bool = False, fault: Callable[[], None] = crash) -> None:
+        self._target, self._at, self._after, self._fault = target, at, after, fault
         self.calls = 0
 
     def __getattr__(self, name: str) -> Any:
@@ -320,10 +365,10 @@ class Killed:
         def call(*given: Any) -> Any:
             self.calls += 1
             if self.calls == self._at and not self._after:
-                crash()
+                self._fault()
             done = method(*given)
             if self.calls == self._at:
-                crash()
+                self._fault()
             return done
 
         return call

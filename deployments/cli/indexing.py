@@ -61,3 +61,5 @@ def reindex(
         console.print(f"{found.rejected:,} rows are not documents and were left out, such as")
         for line in found.rejections[:3]:
             console.print(f"  {escape(line)}")
+    if found.left_out:
+        console.print(f"not taken as metadata: {escape(found.left_out)}")

@@ -70,6 +70,7 @@ class Documents(AbstractContextManager["Documents"]):
         repeated: rows that said once more what another one says.
         rejected: rows that were not taken.
         rejections: the first of them.
+        left_out: columns that are not taken as metadata, by object.
     """
 
     folder: Path
@@ -78,6 +79,7 @@ class Documents(AbstractContextManager["Documents"]):
     repeated: int = 0
     rejected: int = 0
     rejections: list[Rejected] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
     _bytes: int = 0
 
     def __post_init__(self) -> None:
@@ -204,10 +206,13 @@ def _fill(documents: Documents, store: Store, limits: Limits | None) -> None:
 def _read(store: Store, entry: Entry, documents: Documents, limits: Limits | None) -> None:
     """Add one object. Raises DocumentsError where nothing of it is a document."""
     before = documents.rejected
+    left_out: list[str] = []
     try:
-        taken = documents.add(entry.key, read_documents(entry.key, store.get_listed(entry).body, limits))
+        taken = documents.add(entry.key, read_documents(entry.key, store.get_listed(entry).body, limits, left_out))
     except RefusedError as error:
         raise DocumentsError(f"{entry.key}: {error}; correct or remove it, then run the reindex again") from error
+    if left_out:
+        documents.left_out[entry.key] = left_out
     rejected = documents.rejected - before
     if rejected and not taken:
         reason = next((one for one in documents.rejections if one.object == entry.key), None)

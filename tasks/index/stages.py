@@ -42,6 +42,7 @@ class Embedded(BaseModel):
         repeated: rows that say what another one says.
         rejected: rows that are no documents.
         rejections: the first of them: object, line, reason.
+        left_out: columns that are not taken as metadata: the first object that has some, and which.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +56,7 @@ class Embedded(BaseModel):
     repeated: int = 0
     rejected: int = 0
     rejections: tuple[str, ...] = ()
+    left_out: str = ""
 
     def said(self) -> Iterator[str]:
         """The same for people."""
@@ -68,6 +70,8 @@ class Embedded(BaseModel):
         if self.rejected:
             some = "; ".join(self.rejections[:3])
             yield f"{self.rejected:,} rows are not documents and were left out, such as {some}"
+        if self.left_out:
+            yield f"not taken as metadata: {self.left_out}"
 
 
 def embed(
@@ -99,6 +103,7 @@ def _embedded(name: str, parts: int, encoded: int, made: int, documents: Documen
         made=made,
         repeated=documents.repeated,
         rejected=documents.rejected,
+        left_out=next((f"{key}: {', '.join(names[:10])}" for key, names in documents.left_out.items()), ""),
         rejections=tuple(f"{one.object} line {one.line}: {one.reason}" for one in documents.rejections),
     )
 
@@ -113,7 +118,7 @@ def switch(store: Store, target: Target, name: str, serving: Serving, rule: Rule
 
     Where nothing is labelled, it is tried with the beginnings of documents.
     """
-    found = read_build(store, name)
+    found = renew.green(store, target, read_build(store, name))
     queries = trial_queries(store) or _beginnings(store, found)
     encode = query_encoders(store, work, serving.model.base)(serving.model.version)
     vectors = encode(queries)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from datetime import date, datetime
+from datetime import date, time
 from typing import Any, Final, NamedTuple
 
 import orjson
@@ -18,7 +18,9 @@ from tasks.parsing.rows import Rejected, fault
 from tasks.parsing.shapes import shape_of
 from tasks.parsing.unpacking import RefusedError
 
-_IDS: Final = ("id", "_id", "document_id", "doc_id")
+_IDS: Final = (
+    *("id", "_id", "document_id", "doc_id", "docid", "docno", "doc_no", "passage_id", "pid", "corpus_id", "uuid"),
+)
 """Plain names of the column of ids; the first that is there counts, the others are metadata."""
 
 _LONGEST_ID: Final = 512
@@ -36,10 +38,13 @@ class Document(NamedTuple):
     line: int
 
 
-def read_documents(key: str, body: bytes, limits: Limits | None = None) -> Iterator[Document | Rejected]:
-    """Every document of an object in order, and every row that is not one.
+def read_documents(
+    key: str, body: bytes, limits: Limits | None = None, left_out: list[str] | None = None
+) -> Iterator[Document | Rejected]:
+    """Every document of an object in order, and every row that is not one; none of an object without a row.
 
-    A title is put before the text, as in `corpus/`. Memory is bounded as it is for pairs.
+    A title is put before the text, as in `corpus/`. Memory is bounded as it is for pairs. Columns of Parquet that
+    cannot be metadata (vectors, bytes, structs) are added to `left_out`, each with its type.
 
     Raises RefusedError, before the first row, where no row can be taken: the format, the encoding or a cap, no column
     of texts, no column of ids.
@@ -49,9 +54,16 @@ def read_documents(key: str, body: bytes, limits: Limits | None = None) -> Itera
     if isinstance(source, ParquetRows):
         source.every = True
     survey = Survey("corpus")
-    source.survey(survey)
+    try:
+        source.survey(survey)
+    except RefusedError as error:
+        if error.reason == "empty":  # what a writer leaves of a partition without a row
+            return
+        raise
     plan = survey.decide()
-    named = _id_column(survey)
+    named = _id_column(survey) if survey.columns else _IDS[0]
+    if left_out is not None and isinstance(source, ParquetRows):
+        left_out += source.left_out
     for record in source.records(plan):
         if record is None:
             continue
@@ -98,4 +110,4 @@ def _json(value: Any) -> Any:
     """A value of a table as JSON has it."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
-    return value.isoformat() if isinstance(value, date | datetime) else value
+    return value.isoformat() if isinstance(value, date | time) else value

@@ -63,12 +63,14 @@ class ParquetRows:
     limits: Limits
     format: str = "Parquet"
     every: bool = False
-    """Whether rows hold every column of texts, numbers or dates, not only those that bear on the meaning."""
+    """Whether rows hold every column of texts, numbers, dates or lists of texts, not only what bears on the meaning."""
     _file: pq.ParquetFile | None = None
     _steps: list[int] = field(default_factory=list)
     """For each row group, how many of its rows can be read at once."""
     _looked_at: list[str] = field(default_factory=list)
     """Columns that may bear on the meaning of a row."""
+    left_out: list[str] = field(default_factory=list)
+    """With `every`: columns that rows do not hold all the same, each with its type."""
 
     def survey(self, survey: Survey) -> None:
         """Look at every column that may bear on the meaning.
@@ -83,8 +85,8 @@ class ParquetRows:
     def _survey(self, survey: Survey, plain_file: pq.ParquetFile) -> None:
         schema = plain_file.schema_arrow
         watched = dict(survey.watch(schema.names, texts=True))
-        if not survey.pairs:
-            return  # the survey says what is missing
+        if not survey.pairs or not plain_file.metadata.num_rows:
+            return  # the survey says what is missing; without a row there are no pages to look at
         texts = {plain(name) for pair in survey.pairs for name in (pair.query, pair.document) if name is not None}
         types = {name: schema.field(schema.names.index(name)).type for name in schema.names}
         for name, kind in types.items():
@@ -95,6 +97,8 @@ class ParquetRows:
                 watched[name].many = True  # what it holds is of no account
                 if self.every and _is_plain(kind):
                     self._looked_at.append(name)
+                elif self.every:
+                    self.left_out.append(f"{name} ({str(kind)[:40]})")
         self._file, self._steps = _checked(self.body, plain_file, self._looked_at, self.limits)
         self._look({name: column for name, column in watched.items() if not column.many}, texts)
 
@@ -162,6 +166,8 @@ def read_columns(body: bytes, wanted: AbstractSet[str], limits: Limits) -> Itera
     names = [name for name in file.schema_arrow.names if name in wanted]
     if not names:
         raise RefusedError(f"has none of the columns {', '.join(sorted(wanted))}")
+    if not file.metadata.num_rows:
+        return
     try:
         file, steps = _checked(body, file, names, limits)
         number = 0
@@ -276,9 +282,12 @@ def _is_list(kind: pa.DataType) -> bool:
 
 
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether values of a column can be a document's metadata."""
+    """Whether values of a column can be a document's metadata; lists of fractions are vectors, and cannot."""
     kind = _value(kind)
-    temporal = pa.types.is_date(kind) or pa.types.is_timestamp(kind)
+    if _is_list(kind):
+        item = kind.value_type
+        return _is_text(item) or bool(pa.types.is_integer(item) or pa.types.is_boolean(item))
+    temporal = pa.types.is_date(kind) or pa.types.is_timestamp(kind) or pa.types.is_time(kind)
     return _is_text(kind) or _is_number(kind) or temporal or bool(pa.types.is_boolean(kind))
 
 
@@ -399,9 +408,10 @@ def _row_bytes(columns: Sequence[pa.Array]) -> Counts:
     total = np.zeros(len(columns[0]), dtype=np.int64)
     for column in map(_usual, columns):
         if _is_list(column.type):
-            offsets = _offsets(column)
-            sums = np.concatenate([[0], np.cumsum(_text_bytes(column.values))])
-            total += sums[offsets[1:]] - sums[offsets[:-1]]
+            if _is_text(column.type.value_type):
+                offsets = _offsets(column)
+                sums = np.concatenate([[0], np.cumsum(_text_bytes(column.values))])
+                total += sums[offsets[1:]] - sums[offsets[:-1]]
         elif _is_text(column.type):
             total += _text_bytes(column)
     return total
