@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import resource
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import lancedb
 import numpy as np
 import psycopg
 import pytest
@@ -35,8 +37,10 @@ from tasks.index.targets import (
     verify,
 )
 from tasks.scoring.serving import describe
+from tasks.storage import Store
 from tests import postgres, tiny_models
 from tests.memory import memory_store
+from tests.test_index import filled, follow_production, promote, publish
 
 DOCUMENTS = 120
 PROMOTIONS = 10
@@ -294,7 +298,7 @@ def test_ten_promotions_of_the_registry_under_load(opening: Opening, tmp_path: P
         assert index.follow(target, serving) is None
         name = index.embed(store, serving, work, workers=0).index
         index.load(store, target, name)
-        assert index.switch(store, target, name, serving, index.MIN_RECALL, work) is not None
+        assert index.switch(store, target, name, serving, index.Rule(), work) is not None
         return version
 
     versions = [promote(folders[0])]
@@ -437,6 +441,19 @@ def test_an_index_takes_no_vectors_of_another_dimension(opening: Opening) -> Non
     assert target.live() == live
 
 
+def test_two_documents_with_one_id_are_refused(opening: Opening) -> None:
+    """Within a shard and across shards; nothing of the shard is stored."""
+    target, rows = opening(), Rotated(0).rows(range(2))
+    target.prepare(Rotated(0).index)
+    with pytest.raises(TargetError, match="ids must be unique"):
+        target.load("i0", "a", replace(rows, ids=["same", "same"]))
+    target.load("i0", "a", rows)
+    with pytest.raises(TargetError, match="ids must be unique"):
+        target.load("i0", "b", replace(rows, ids=["new", "d1"]))
+    assert target.loaded("i0") == {"a"}
+    assert target.contents("i0").count == 2
+
+
 def test_an_index_that_served_is_never_written_again(opening: Opening) -> None:
     """Blue stays as it was verified, so that a rollback finds it."""
     target = opening()
@@ -537,6 +554,47 @@ def test_what_serves_is_not_deleted_and_what_was_deleted_may_come_back(opening: 
     assert target.search("i0", Rotated(0)(["document 1"]), 1)[0][0].id == "d1"
 
 
+def _damage(target: Target, name: str, *, gone: bool) -> None:
+    """Delete a document of an index, or all of it, behind the target's back."""
+    kind, _, place = target.address.partition(":")
+    if kind == "lancedb":
+        shutil.rmtree(Path(place) / f"{name}.lance") if gone else lancedb.connect(place).open_table(name).delete(
+            "id = 'd1'"
+        )
+        return
+    url, _, view = target.address.partition("#")
+    table = sql.Identifier(*f"{view}_{name}".split("."))
+    statement = "DROP TABLE {} CASCADE" if gone else "DELETE FROM {} WHERE id = 'd1'"
+    with psycopg.connect(url) as admin:
+        admin.execute(sql.SQL(statement).format(table))
+
+
+@pytest.mark.parametrize("gone", [False, True], ids=["damaged", "gone"])
+@pytest.mark.parametrize("serves", [False, True], ids=["kept", "serves"])
+def test_an_index_that_was_damaged_or_deleted_by_hand_is_made_anew(
+    opening: Opening, tmp_path: Path, *, serves: bool, gone: bool
+) -> None:
+    """The one that serves, by the next reindex; the kept one, when a rollback needs it. Until then blue stays."""
+    store, target = filled(memory_store()), opening()
+    first, second = (publish(store, tiny_models.save(tmp_path / f"{n}", max_length=n)) for n in (8, 16))
+    promote(store, first)
+    blue = follow_production(store, target, tmp_path).live
+    if not serves:
+        promote(store, second)
+        green = follow_production(store, target, tmp_path).live
+        registry.rollback(store, run_id="back", who="w", reason="r")
+    _damage(target, blue.index.name, gone=gone)
+    if not serves:
+        assert index.follow(target, index.find_serving(store, tmp_path)) is None
+        assert target.live() == green
+    found = follow_production(store, target, tmp_path).live
+    assert (found.model, found.contents) == (first, blue.contents)
+    assert target.contents(found.index.name) == blue.contents
+    assert (found.index == blue.index) is not serves
+    again = follow_production(store, target, tmp_path).live
+    assert again == found == target.live()
+
+
 # --- verification --------------------------------------------------------------------------------------------
 
 
@@ -555,6 +613,18 @@ def test_an_index_that_lacks_or_changes_anything_does_not_verify(opening: Openin
     with pytest.raises(VerificationError, match="other documents or vectors"):
         verify(target, model.index, replace(expected, checksum="0" * 16), queries)
     assert target.live() == live
+
+
+def test_documents_that_no_query_can_find_do_not_fail_an_index(opening: Opening) -> None:
+    """Without any known word static embeddings give a vector of zeros, which is near to nothing."""
+    target, model = opening(), Rotated(0)
+    target.prepare(model.index)
+    rows = model.rows(range(5))
+    rows.vectors[3:] = 0
+    target.load(model.index.name, "a", rows)
+    target.build(model.index.name)
+    expected = contents_of(rows.ids, rows.texts, rows.vectors)
+    assert verify(target, model.index, expected, model(["query 1", "query 2"])).recall == 1.0
 
 
 def test_a_checksum_changes_with_any_id_text_or_vector_and_not_with_the_order() -> None:
@@ -630,6 +700,37 @@ def test_a_damaged_record_of_what_serves_is_not_taken_for_nothing(tmp_path: Path
         target.live()
     with pytest.raises(TargetError, match="cannot be read as what serves"):
         promoted(target, Rotated(1))
+
+
+def test_tables_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
+    """A folder in which a team has its own tables: no index, and not deleted with those that nobody needs."""
+    lancedb.connect(str(tmp_path)).create_table("papers", [{"id": 1, "vector": [0.0, 1.0]}])
+    store = filled(memory_store())
+    target = open_target(f"lancedb:{tmp_path}", store=store.url, work=tmp_path)
+    for number in (8, 16, 24):
+        promote(store, publish(store, tiny_models.save(tmp_path / f"{number}", max_length=number)))
+        follow_production(store, target, tmp_path)
+    assert len(target.indexes()) == 2
+    target.drop("papers")
+    assert lancedb.connect(str(tmp_path)).open_table("papers").count_rows() == 1
+
+
+def test_a_target_is_one_stores(opening: Opening, tmp_path: Path) -> None:
+    """Another store's reindex would switch its documents away: refused, whatever their models."""
+    base, target = tiny_models.save(tmp_path / "base"), opening()
+    first, second = (filled(Store(f"s3://memory/{name}", memory_store()._client)) for name in "ab")
+    serving = index.find_serving(first, tmp_path, str(base))
+    name = index.embed(first, serving, tmp_path, workers=0).index
+    index.load(first, target, name)
+    done = index.switch(first, target, name, serving, index.Rule(), tmp_path)
+    assert done is not None
+    other = index.find_serving(second, tmp_path, str(base))
+    with pytest.raises(TargetError, match=r"serves the documents of s3://memory/a, not of s3://memory/b"):
+        index.follow(target, other)
+    index.embed(second, other, tmp_path, workers=0)
+    with pytest.raises(TargetError, match="give each store a target of its own"):
+        index.switch(second, target, name, other, index.Rule(), tmp_path)
+    assert target.live() == done.live
 
 
 def test_each_store_has_a_folder_of_its_own_by_default(tmp_path: Path) -> None:
@@ -795,15 +896,6 @@ def test_more_dimensions_than_pgvector_indexes_are_refused(server: Server) -> No
     """HNSW of pgvector ends at 2,000."""
     with pytest.raises(TargetError, match="at most 2000 dimensions, not 2048"):
         _open(server.address()).prepare(Index("wide", "documents", 2_048))
-
-
-def test_two_documents_with_one_id_are_refused(server: Server) -> None:
-    """The primary key holds within a shard and across shards."""
-    target, rows = _open(server.address()), Rotated(0).rows(range(2))
-    target.prepare(Rotated(0).index)
-    with pytest.raises(TargetError, match="ids must be unique"):
-        target.load("i0", "a", replace(rows, ids=["same", "same"]))
-    assert target.loaded("i0") == set()
 
 
 def test_a_switch_does_not_wait_for_ever_for_a_query(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

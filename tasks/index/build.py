@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
 from typing import Final
@@ -42,15 +42,25 @@ class Listed:
 
 @dataclass(frozen=True)
 class Build:
-    """An index as `indexes/builds/<name>.json` has it: nothing of when, where or for which version it was made."""
+    """An index as `indexes/builds/<name>.json` has it: nothing of when, where or for which version it was made.
+
+    Its `twin` has the same contents under another name: for a target whose index was damaged while it serves.
+    """
 
     identity: str
     dimension: int
     shards: tuple[Listed, ...]
+    second: bool = False
+
+    @property
+    def twin(self) -> Build:
+        """The same contents under the other name."""
+        return replace(self, second=not self.second)
 
     def body(self) -> bytes:
         """The one way to write it down."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
+        fields = {name: value for name, value in asdict(self).items() if name != "second" or value}
+        return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
 
     @property
     def index(self) -> Index:
@@ -111,9 +121,14 @@ def build(
             on_progress(done, len(wanted))
     listed = tuple(Listed(name, found[name].count, found[name].checksum) for name in wanted)
     whole = Build(model.identity, model.dimension, listed)
-    store.put_if_absent(f"{shards.BUILDS}{whole.index.name}.json", whole.body())
+    write_build(store, whole)
     store.delete(shards.staged_key(name) for name in missing)
     return Built(whole, encoded, len(missing))
+
+
+def write_build(store: Store, build: Build) -> None:
+    """Put down the record of an index, unless it is there."""
+    store.put_if_absent(f"{shards.BUILDS}{build.index.name}.json", build.body())
 
 
 def read_build(store: Store, name: str) -> Build:

@@ -79,7 +79,10 @@ class Searcher:
                 return Answer(ready.live, self._target.search(ready.live.index.name, ready.encode(queries), k))
             except GoneError:
                 self._ready = None  # the next attempt waits for what serves now
-        raise TargetError(f"{self._target.address} lost its index {_ATTEMPTS} times while it was searched: try again")
+        raise TargetError(
+            f"{self._target.address} lost its index {_ATTEMPTS} times while it was searched: try again, or run "
+            "`ratchet reindex`"
+        )
 
     def _for(self, live: Live) -> _Ready:
         """What answers: the record itself once its model is loaded, and until then what served before."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from tasks.encoding import Progress
 from tasks.index import shards
-from tasks.index.build import Build
+from tasks.index.build import Build, write_build
 from tasks.index.serving import Serving
-from tasks.index.targets import MIN_RECALL, Live, Target, TargetError, Verified, verify
+from tasks.index.targets import MIN_RECALL, Contents, GoneError, Index, Live, Target, TargetError, Verified, verify
 from tasks.storage import Store
 
 
@@ -46,24 +46,58 @@ def follow(target: Target, serving: Serving) -> Live | None:
     """Switch at once to an index that the target has already, if it is of the document encoder that serves.
 
     So after a rollback, and after a promotion that leaves documents as they are: nothing is encoded, nothing loaded.
-    Returns what serves then; None where there is no such index, and nothing was changed.
+    Returns what serves then; None where there is no such index, and what serves was not changed. One that no longer
+    holds what it was verified with does not count; unless it serves it is deleted, so that it can be loaded anew.
 
-    Raises TargetError, also where that index no longer holds what it was verified with.
+    Raises TargetError, also where the target is another store's.
+    """
+    live = _own(target, serving)
+    for one in target.served():
+        if one.index.documents != serving.model.identity:
+            continue
+        wanted = replace(one, model=serving.model.version, promotion=serving.promotion, store=serving.store)
+        if wanted == live:
+            return wanted
+        if _holds(target, one.index.name, one.contents):
+            target.switch(wanted, live)
+            return wanted
+        if live is None or live.index != one.index:
+            target.drop(one.index.name)
+    return None
+
+
+def _own(target: Target, serving: Serving) -> Live | None:
+    """What serves. Raises TargetError where it is another store's: two would switch each other's documents away."""
+    live = target.live()
+    if live is not None and live.store not in {"", serving.store}:
+        raise TargetError(
+            f"{target.address} serves the documents of {live.store}, not of {serving.store}: give each store a target "
+            "of its own"
+        )
+    return live
+
+
+def _holds(target: Target, name: str, contents: Contents) -> bool:
+    """Whether an index is there and holds what it should."""
+    try:
+        return target.contents(name) == contents
+    except GoneError:
+        return False
+
+
+def green(store: Store, target: Target, build: Build) -> Build:
+    """What to load and to switch to: the build; or its twin, where the index that serves is the build's, but damaged.
+
+    An index that serves is not written to, nor deleted: it may still answer.
     """
     live = target.live()
-    there = set(target.indexes())
-    for one in target.served():
-        if one.index.documents == serving.model.identity and one.index.name in there:
-            wanted = replace(one, model=serving.model.version, promotion=serving.promotion)
-            if wanted != live:
-                if target.contents(one.index.name) != one.contents:
-                    raise TargetError(
-                        f"index {one.index.name} in {target.address} was changed since it served: delete it, then run "
-                        "`ratchet reindex`"
-                    )
-                target.switch(wanted, live)
-            return wanted
-    return None
+    serves = next((one for one in (build, build.twin) if live is not None and live.index == one.index), None)
+    if serves is None:
+        return build
+    if _holds(target, serves.index.name, serves.contents):
+        return serves
+    write_build(store, serves.twin)
+    return serves.twin
 
 
 def load(store: Store, target: Target, build: Build, on_progress: Progress | None = None) -> int:
@@ -71,15 +105,26 @@ def load(store: Store, target: Target, build: Build, on_progress: Progress | Non
 
     Raises TargetError, ShardError, StoreError.
     """
+    build = green(store, target, build)
     index = build.index
     target.prepare(index)
-    missing = {one.name for one in build.shards} - target.loaded(index.name)
+    missing = {one.name for one in build.shards} - _loaded(target, index)
     for number, name in enumerate(sorted(missing), 1):
         target.load(index.name, name, shards.read_shard(store, build.identity, name, build.dimension))
         if on_progress is not None:
             on_progress(number, len(missing))
     target.build(index.name)
     return len(missing)
+
+
+def _loaded(target: Target, index: Index) -> set[str]:
+    """Shards that an index holds; none of one that turns out damaged, which is begun anew."""
+    try:
+        return target.loaded(index.name)
+    except GoneError:
+        target.drop(index.name)
+        target.prepare(index)
+        return set()
 
 
 def switch(
@@ -103,11 +148,11 @@ def switch(
 
     Returns None, with nothing changed, where it no longer does. Raises VerificationError, SwitchedError, TargetError.
     """
-    live = target.live()
+    live = _own(target, serving)
     verified = verify(target, build.index, build.contents, queries, min_recall=rule.min_recall)
     if not still():
         return None
-    wanted = Live(build.index, serving.model.version, build.contents, serving.promotion)
+    wanted = Live(build.index, serving.model.version, build.contents, serving.promotion, serving.store)
     target.switch(wanted, live)
     return Renewed(wanted, verified, tuple(_tidy(target, 1 if rule.drop_previous else 2)))
 

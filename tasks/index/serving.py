@@ -29,12 +29,14 @@ class Serving(BaseModel):
     Attributes:
         model: what encodes documents and queries.
         promotion: number of the change of production that put it there; 0 before any.
+        store: address of the store.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: Model
     promotion: int
+    store: str
 
 
 def find_serving(store: Store, work: Path, base_model: str | None = None) -> Serving:
@@ -50,7 +52,7 @@ def find_serving(store: Store, work: Path, base_model: str | None = None) -> Ser
     folder = folder_of(store, version, base, work)
     dimension = served(load(folder, "cpu")).dimension
     model = Model(version, base, document_identity(folder), dimension)
-    return Serving(model=model, promotion=production.promotion if production else 0)
+    return Serving(model=model, promotion=production.promotion if production else 0, store=store.url)
 
 
 def still_serves(store: Store, serving: Serving) -> bool:

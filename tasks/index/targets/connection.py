@@ -30,6 +30,8 @@ _REMEDIES: Final = {
     "53100": "make room on the server's disk and start again: what was loaded is kept",
     "53200": "the server is out of memory: lower its maintenance_work_mem, or give it more",
     "55P03": "a query or a session holds the view: end it, or try again when the load is lower",
+    "25006": "that is a standby, or read-only: name the primary in the address",
+    "22P05": "the database is not in UTF-8: name one that is (CREATE DATABASE ... ENCODING 'UTF8' TEMPLATE template0)",
     "57014": "the server cancelled the statement: raise its statement_timeout for this user",
     "23505": "ids must be unique among the documents",
 }
@@ -41,8 +43,9 @@ _CONNECTING: Final = {
     "pg_hba.conf": "the server does not let this user in: look at its pg_hba.conf",
     "does not exist": "create the database and the role, or name others in the address",
     "too many": "the server has no connection left: raise max_connections, or close some",
+    "vector type not found": "grant this user USAGE on the schema of the extension",
 }
-"""What the server says to a new connection, for which libpq hands on no SQLSTATE -> what to do."""
+"""What is said of a new connection, where there is no SQLSTATE -> what to do."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def parse(address: str, password: str | None = None) -> Address:
             "the address of the target ends in an invalid view: after # write schema.view, each of at most 30 "
             "lowercase letters, digits and underscores, or nothing for ratchet.documents"
         )
-    return Address(parts._replace(fragment="").geturl(), schema, view, password)
+    return Address(address.partition("#")[0], schema, view, password)
 
 
 def connect(address: Address) -> Connection[Any]:
@@ -104,7 +107,7 @@ def connect(address: Address) -> Connection[Any]:
         ) from error
     secret = {} if address.password is None else {"password": address.password}
     with said(address, "be reached"):
-        settings = psycopg.conninfo.make_conninfo(address.url, **secret)
+        settings = psycopg.conninfo.make_conninfo(address.url, **secret, client_encoding="UTF8")
         connection = psycopg.connect(settings, autocommit=True, connect_timeout=_SECONDS, application_name="ratchet")
         try:
             home = _extension(connection, address)
@@ -159,8 +162,9 @@ def said(address: Address, what: str) -> Iterator[None]:
         raise GoneError(f"there is no index in {address} to {what} ({_first(error)}): run `ratchet reindex`") from error
     except psycopg.Error as error:
         remedy = _REMEDIES.get(error.sqlstate or "", "")
-        if not remedy and isinstance(error, psycopg.OperationalError):
-            remedy = next((advice for text, advice in _CONNECTING.items() if text in str(error)), _AWAY)
+        if not remedy and (error.sqlstate is None or isinstance(error, psycopg.OperationalError)):
+            away = _AWAY if isinstance(error, psycopg.OperationalError) else ""
+            remedy = next((advice for text, advice in _CONNECTING.items() if text in str(error)), away)
         raise TargetError(f"{address} cannot {what}: {_first(error)}{remedy and f'; {remedy}'}") from error
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -56,6 +56,10 @@ _PROBES: Final = 32
 """Partitions that a search looks at, of about 8,000 vectors each."""
 
 _BATCH: Final = 8_192
+_LOST: Final = ("Not found", "not found", "LanceError(IO)")
+"""What LanceDB says of files that are missing or cut off."""
+
+_COLUMNS: Final = ["id", "text", "metadata", "shard", "vector"]
 _SERVED: Final = TypeAdapter(list[Live])
 
 
@@ -92,7 +96,7 @@ class LanceTarget:
         return [live for live in self._read() if live.index.name in there]
 
     def indexes(self) -> list[str]:
-        """Names of all tables."""
+        """Names of all indexes; a folder may hold tables of somebody else, which are left alone."""
         with self._words("listed"):
             names: list[str] = []
             page: str | None = None
@@ -101,7 +105,7 @@ class LanceTarget:
                 names += listed.tables
                 page = listed.page_token
                 if not page:
-                    return names
+                    return [name for name in names if self._is_own(name)]
 
     def prepare(self, index: Index) -> None:
         """Create a table, or continue one."""
@@ -118,6 +122,7 @@ class LanceTarget:
         )
         with self._lock, self._words("prepared"):
             if not self._is_whole(index.name):
+                self._forget(index.name)
                 self._database.create_table(index.name, schema=schema)
         found = self._dimension(self._table(index.name))
         if found != index.dimension:
@@ -128,7 +133,7 @@ class LanceTarget:
 
     def loaded(self, name: str) -> set[str]:
         """Shards that a table holds: each came in one commit."""
-        with self._words("read"):
+        with self._words("read", name):
             return {shard for batch in self._scan(name, ["shard"]) for shard in batch["shard"].unique().to_pylist()}
 
     def load(self, name: str, shard: str, rows: Rows) -> None:
@@ -140,6 +145,7 @@ class LanceTarget:
                 raise TargetError(f"index {name} in {self.address} has served, and is not written again")
             if shard in self.loaded(name):
                 return
+            self._check_new(name, rows.ids)
             with self._words("loaded"):
                 self._table(name).add(_table(rows, shard, self._schema(table)))
 
@@ -158,7 +164,7 @@ class LanceTarget:
     def contents(self, name: str) -> Contents:
         """What a table holds."""
         found = contents_of([], [], np.empty((0, 0), np.float32))
-        with self._words("read"):
+        with self._words("read", name):
             for batch in self._scan(name, ["id", "text", "vector"]):
                 vectors = batch["vector"].flatten().to_numpy().reshape(batch.num_rows, -1)
                 found += contents_of(batch["id"].to_pylist(), batch["text"].to_pylist(), vectors)
@@ -186,10 +192,7 @@ class LanceTarget:
     def drop(self, name: str) -> None:
         """Delete a table, if it is there and does not serve."""
         with self._lock:
-            live = self.live()
-            if live is not None and live.index.name == name:
-                raise TargetError(f"index {name} in {self.address} serves: switch to another before it is deleted")
-            self._write([earlier for earlier in self._read() if earlier.index.name != name])
+            self._forget(name)
             with self._words("deleted"):
                 # gone at once, and not file by file: a search that is under way sees that, and asks again
                 if name in self.indexes():
@@ -199,6 +202,15 @@ class LanceTarget:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    def _forget(self, name: str) -> None:
+        """Delete what is kept about an index. Raises TargetError for the one that serves."""
+        served = self._read()
+        if served and served[0].index.name == name:
+            raise TargetError(f"index {name} in {self.address} serves: switch to another before it is deleted")
+        others = [earlier for earlier in served if earlier.index.name != name]
+        if others != served:
+            self._write(others)
 
     def _read(self) -> list[Live]:
         path = self._folder / _FILE
@@ -230,6 +242,25 @@ class LanceTarget:
         """Whether a table is there; not where a process was killed while it created one."""
         return any((self._folder / f"{name}.lance" / "_versions").glob("*.manifest"))
 
+    def _is_own(self, name: str) -> bool:
+        return self._is_whole(name) and self._database.open_table(name).schema.names == _COLUMNS
+
+    def _check_new(self, name: str, ids: Sequence[str]) -> None:
+        """Raise TargetError where an id comes twice, or is in the table already: LanceDB has no key of its own."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        known = pa.array(ids, pa.string())
+        repeated = [one["values"] for one in known.value_counts().to_pylist() if one["counts"] > 1]
+        with self._words("read"):
+            for batch in self._scan(name, ["id"]):
+                repeated += batch["id"].filter(pc.is_in(batch["id"], known)).to_pylist()
+        if repeated:
+            raise TargetError(
+                f"index {name} in {self.address} has the id {repeated[0][:80]!r} already: ids must be unique among the "
+                "documents"
+            )
+
     def _schema(self, table: Table) -> pa.Schema:
         return table.schema
 
@@ -248,6 +279,10 @@ class LanceTarget:
             said = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
             if name is not None and not (self._folder / f"{name}.lance").exists():
                 raise GoneError(f"there is no index {name} in {self.address}") from error
+            if name is not None and any(lost in said for lost in _LOST):
+                raise GoneError(
+                    f"index {name} in {self.address} is damaged ({said}): run `ratchet reindex`, which makes it anew"
+                ) from error
             raise TargetError(f"{self.address} cannot be {done}: {said}; {_remedy(said)}") from error
 
 
@@ -283,6 +318,8 @@ def _remedy(said: str) -> str:
     """What to do, by what the operating system says."""
     if any(full in said for full in ("No space left", "File too large", "Disk quota")):
         return "make room on the disk and start again: what was loaded is kept"
+    if "File exists" in said or "Not a directory" in said:
+        return "name a folder, or one that can be made there"
     if "Permission denied" in said or "Read-only" in said:
         return "ask for the right to write there, or name another folder"
     return "what serves is as it was; see docs/troubleshooting.md"

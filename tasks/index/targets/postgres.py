@@ -82,12 +82,13 @@ class PostgresTarget:
         return list(latest)
 
     def indexes(self) -> list[str]:
-        """Names of all indexes."""
+        """Names of all indexes; not of one whose table somebody has deleted."""
 
         def read(connection: Connection[Any]) -> list[str]:
             if not self._is_set_up(connection):
                 return []
-            return [row[0] for row in connection.execute(self._sql("SELECT name FROM {_indexes} ORDER BY name"))]
+            names = connection.execute(self._sql("SELECT name FROM {_indexes} ORDER BY name")).fetchall()
+            return [name for (name,) in names if self._is_there(connection, name)]
 
         return self._do("list indexes", read)
 
@@ -102,6 +103,12 @@ class PostgresTarget:
         def create(connection: Connection[Any]) -> None:
             with connection.transaction():
                 self._set_up(connection)
+                if not self._is_there(connection, index.name):
+                    self._forget(connection, index.name)
+                elif not connection.execute(
+                    self._sql("SELECT 1 FROM {_indexes} WHERE name = %s"), (index.name,)
+                ).fetchone():
+                    raise TargetError(f"{self.address}_{index.name} was not made by Ratchet: delete or rename it")
                 values = (index.name, index.documents, index.dimension)
                 connection.execute(
                     self._sql("INSERT INTO {_indexes} VALUES (%s, %s, %s) ON CONFLICT DO NOTHING"), values
@@ -211,16 +218,10 @@ class PostgresTarget:
 
         def delete(connection: Connection[Any]) -> None:
             with connection.transaction():
-                connection.execute(self._sql("LOCK TABLE {_switches} IN SHARE ROW EXCLUSIVE MODE"))
-                live = self._live(connection)
-                if live is not None and live.index.name == name:
-                    raise TargetError(f"index {name} in {self.address} serves: switch to another before it is deleted")
-                connection.execute(self._sql("DELETE FROM {_switches} WHERE live->'index'->>'name' = %s"), (name,))
-                connection.execute(self._sql("DELETE FROM {_shards} WHERE name = %s"), (name,))
-                connection.execute(self._sql("DELETE FROM {_indexes} WHERE name = %s"), (name,))
+                self._forget(connection, name)
                 connection.execute(self._sql("DROP TABLE IF EXISTS {table}", name))
 
-        if name in self.indexes():
+        if self._do("list indexes", self._is_set_up):
             self._do("delete an index", delete)
 
     def close(self) -> None:
@@ -241,13 +242,17 @@ class PostgresTarget:
         return sql.SQL(text).format(schema=schema, view=sql.SQL("{}.{}").format(schema, view), **known, **literals)
 
     def _is_set_up(self, connection: Connection[Any]) -> bool:
+        from psycopg.pq import TransactionStatus
+
         if not self._known:
             row = connection.execute(
                 "SELECT 1 FROM pg_catalog.pg_tables WHERE (schemaname, tablename) = (%s, %s)",
                 (self._address.schema, f"{self._address.view}__switches"),
             ).fetchone()
-            self._known = row is not None
-        return self._known
+            # what a transaction has created may be undone with it
+            self._known = row is not None and connection.info.transaction_status == TransactionStatus.IDLE
+            return row is not None
+        return True
 
     def _set_up(self, connection: Connection[Any]) -> None:
         """Create what is kept about all indexes, unless it is there; one at a time."""
@@ -267,13 +272,38 @@ class PostgresTarget:
 
     def _live(self, connection: Connection[Any]) -> Live | None:
         rows = self._switches(connection, limit=1)
+        if not rows:
+            self._check_view(connection)
         return rows[0] if rows else None
+
+    def _check_view(self, connection: Connection[Any]) -> None:
+        """Raise TargetError where something of somebody else has the view's name, before anything is embedded."""
+        view = self._sql("{view}").as_string(connection)
+        if connection.execute("SELECT to_regclass(%s)", (view,)).fetchone() != (None,):
+            raise TargetError(
+                f"{self.address} is there already, and was not made by Ratchet: name another view after # in the "
+                "address of the target"
+            )
 
     def _switches(self, connection: Connection[Any], limit: int = 1_000) -> list[Live]:
         if not self._is_set_up(connection):
             return []
         statement = self._sql("SELECT live FROM {_switches} ORDER BY number DESC LIMIT %s")
         return [_LIVE.validate_python(row[0]) for row in connection.execute(statement, (limit,))]
+
+    def _is_there(self, connection: Connection[Any], name: str) -> bool:
+        whole = self._sql("{table}", name).as_string(connection)
+        return connection.execute("SELECT to_regclass(%s)", (whole,)).fetchone() != (None,)
+
+    def _forget(self, connection: Connection[Any], name: str) -> None:
+        """Delete what is kept about an index. Raises TargetError for the one that serves."""
+        connection.execute(self._sql("LOCK TABLE {_switches} IN SHARE ROW EXCLUSIVE MODE"))
+        live = self._live(connection)
+        if live is not None and live.index.name == name:
+            raise TargetError(f"index {name} in {self.address} serves: switch to another before it is deleted")
+        connection.execute(self._sql("DELETE FROM {_switches} WHERE live->'index'->>'name' = %s"), (name,))
+        connection.execute(self._sql("DELETE FROM {_shards} WHERE name = %s"), (name,))
+        connection.execute(self._sql("DELETE FROM {_indexes} WHERE name = %s"), (name,))
 
     def _dimension(self, connection: Connection[Any], name: str) -> int:
         """Components of an index's vectors. Raises GoneError."""

@@ -78,12 +78,14 @@ class Live:
         model: version of the model whose query encoder its queries need, or `tasks.registry.BASE`.
         contents: what the index held when it was verified.
         promotion: number of the change in the ledger that this follows; 0 before any promotion.
+        store: address of the store whose documents they are; empty where an earlier release made the index.
     """
 
     index: Index
     model: str
     contents: Contents
     promotion: int
+    store: str = ""
 
 
 @dataclass(frozen=True)
