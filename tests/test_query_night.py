@@ -100,6 +100,15 @@ def test_promotions_of_queries_leave_documents_and_index_as_they_were(store: Sto
         False,
     )
     assert pointer["fingerprint"]["documents"] == document_identity(folder(store, one.version, tmp_path))
+    due = whole_night(store, RUNS[2], settings(base, full_retrain_every=2, epochs=1), tmp_path)
+    third = Run(store, RUNS[2]).read(runs.CANDIDATE)
+    assert (third.side, third.started_from, due.index) == (
+        "both",
+        "base",
+        "moves" if due.verdict == "promoted" else None,
+    )
+    if due.verdict == "promoted":
+        registry.rollback(store, run_id="undone", who="me", reason="test")
     back = registry.rollback(store, run_id="back", who="me", reason="test")
     assert (back.version, back.index) == (one.version, "stays")
     assert registry.rollback(store, "base", run_id="base", who="me", reason="test").index == "moves"
