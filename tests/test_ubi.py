@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -16,7 +18,7 @@ import pytest
 from deployments import cli
 from tasks.config import Limits
 from tasks.dataset import build, sizes
-from tasks.parsing import parse, ubi
+from tasks.parsing import parse, ubi, ubi_files
 from tasks.parsing.exports import ConvertError
 from tasks.splits import Split
 from tests import rows
@@ -85,6 +87,7 @@ def test_a_search_counts_once_and_its_place_is_the_best_one() -> None:
     others, background = _others(100)
     events = [_event(0, "click", "a", place) for place in (3, 1, 2)] * 10
     events += [_event(number, "click", "a", 1) for number in range(1, 10)]
+    events += [_event(number, "impression", "a", 1) for number in range(10)]
     found = ubi.convert(iter([*others, *map(_search, range(10))]), iter([*background, *events]), TEXTS)
     assert (found.impressions, found.clicks, dict(found.rates)) == (100, 10, {1: 0.1})
 
@@ -99,6 +102,7 @@ def test_what_cannot_be_used_is_counted() -> None:
         "no such search in ubi_queries": 1,
         "no object_id": 1,
         "no position, and not among the hits of its search": 1,
+        "the action purchase": 1,
     }
     assert found.without_text == 2
     assert found.negatives == 0
@@ -131,40 +135,219 @@ def test_a_relevant_document_is_found_below_an_irrelevant_one() -> None:
     assert np.mean(correct) >= 0.9
 
 
-@pytest.mark.parametrize("form", ["lines", "array", "search", "parquet", "elasticdump"])
+_EXPECTED = [
+    {"query": "reset pump", "document": "Text B.", "source": "clicks", "train_only": True, "negative": ["Text C."]}
+]
+
+
+def _pairs(*arguments: Any, **changed: Any) -> list[dict[str, Any]]:
+    return [orjson.loads(line) for line in ubi.convert(*arguments, **changed).body.splitlines()]
+
+
+def test_places_count_from_0_or_from_1() -> None:
+    """The same search, its events with or without a place, counted from 0 or from 1, as number, text or object."""
+    searches, events = _hundred()
+    for first in (0, 1):
+        for shape in (int, str, float, lambda place: {"index": place}):
+            placed = [
+                _event(int(one["query_id"][1:]), one["action_name"], document, shape("abc".index(document) + first))
+                for one in events
+                for document in [one["event_attributes"]["object"]["object_id"]]
+            ]
+            assert _pairs(searches, placed, TEXTS) == _EXPECTED
+            blind = [{**search, "query_response_hit_ids": None} for search in searches]
+            assert _pairs(blind, placed, TEXTS) == _EXPECTED
+        # the clicks have a place, and what was shown has none: both must count from the same number
+        mixed = [a if a["action_name"] == "impression" else b for a, b in zip(events, placed, strict=True)]
+        assert ubi.convert(searches, mixed, TEXTS).rates == pytest.approx({1: 2 / 3, 2: 40 / 300, 3: 10 / 300})
+
+
+def test_hits_are_what_was_shown_where_no_event_says_so() -> None:
+    """No event of an impression at all, or one for the page without a document: the hits of every search count."""
+    searches, events = _hundred()
+    clicks = [event for event in events if event["action_name"] == "click"]
+    pages = [{"action_name": "impression", "query_id": f"q{i}", "event_attributes": {}} for i in range(300)]
+    for given in (clicks, [*pages, *clicks]):
+        assert _pairs(searches, given, TEXTS) == _EXPECTED
+        assert ubi.convert(searches, given, TEXTS).from_hits == 300
+    blind = [{**search, "query_response_hit_ids": []} for search in searches]
+    with pytest.raises(ConvertError, match="no click belongs to a search"):
+        ubi.convert(blind, clicks, TEXTS)
+    placed = [{**event, "event_attributes.position.ordinal": 2} for event in clicks]
+    with pytest.raises(ConvertError, match="export impressions or query_response_hit_ids"):
+        ubi.convert(blind, placed, TEXTS)
+
+
+def test_a_click_is_what_the_export_calls_one() -> None:
+    """In any case; other names have to be said, and the message lists those that are there."""
+    searches, events = _hundred()
+    loud = [{**event, "action_name": event["action_name"].upper()} for event in events]
+    assert _pairs(searches, loud, TEXTS) == _EXPECTED
+    named = [{**event, "action_name": event["action_name"].replace("click", "item_click")} for event in events]
+    with pytest.raises(ConvertError, match=r"--relevant\)\? 250 left out: the action item_click"):
+        ubi.convert(searches, named, TEXTS)
+    assert _pairs(searches, named, TEXTS, clicks=("item_click",)) == _EXPECTED
+
+
+def test_a_robot_makes_no_document_relevant() -> None:
+    """One client searches 500 times and clicks c each time: of it ten searches count, and one voice."""
+    searches, events = _hundred()
+    people = [{**search, "client_id": f"person {search['query_id']}"} for search in searches]
+    robot = [{**_search(i), "client_id": "robot"} for i in range(1000, 1500)]
+    events += [_event(i, action, "c") for i in range(1000, 1500) for action in ("impression", "click")]
+    found = ubi.convert([*people, *robot], events, TEXTS)
+    assert [orjson.loads(line)["document"] for line in found.body.splitlines()] == ["Text B."]
+    assert found.left_out == {"one client's further searches for the same": 490}
+    one_client = [{**search, "client_id": "the shop's own server"} for search in searches]
+    assert _pairs(one_client, _hundred()[1], TEXTS) == _EXPECTED
+
+
+def test_a_search_that_is_there_twice_counts_once() -> None:
+    """Logged by the browser and by the server; one query_id for two queries is none, and for two pages has no hits."""
+    searches, events = _hundred()
+    browser = [{**search, "query_response_hit_ids": []} for search in searches]
+    assert _pairs([*browser, *searches, *browser], [*events, *events], TEXTS) == _EXPECTED
+    found = ubi.convert([*searches, {**_search(299), "user_query": "quite another one"}], events, TEXTS)
+    assert found.left_out == {"a query_id of several queries": 1, "no such search in ubi_queries": 4}
+    found = ubi.convert([*searches, _search(299, "other 299", ("z", "y"))], events, TEXTS)
+    assert found.left_out == {"no position, and not among the hits of its search": 4}
+
+
+def test_queries_of_all_languages_are_put_together() -> None:
+    """Wide forms of letters, composed and decomposed accents, case."""
+    searches, events = _hundred()
+    words = [
+        "\uff43\uff41\uff46\u00e9 m\u00fcller",
+        "Caf\u00e9 M\u00fcller",
+        "cafe\u0301  mu\u0308ller",
+        "Caf\u00e9 M\u00fcller",
+    ]
+    for number in range(100):
+        searches[number]["user_query"] = words[number % 4]
+    assert _pairs(searches, events, TEXTS) == [{**_EXPECTED[0], "query": words[1]}]
+
+
+def _write(folder: Path, form: str, name: str, records: list[dict[str, Any]]) -> None:
+    """One index as a file of this form, or as several."""
+    wrapped = [{"_index": name, "_id": str(i), "_source": one} for i, one in enumerate(records)]
+    answer = {"took": 1, "hits": {"total": {"value": len(records), "relation": "eq"}, "hits": wrapped}}
+    bulk = [line for one in wrapped for line in ({"index": {"_index": name, "_id": one["_id"]}}, one["_source"])]
+    lines = "\n".join(map(json.dumps, records)).encode()
+    match form:
+        case "parquet":
+            pq.write_table(pa.Table.from_pylist(records), folder / f"{name}.parquet")
+        case "several":
+            (folder / name).mkdir()
+            (folder / name / "_SUCCESS").touch()
+            for part in range(3):
+                text = "\n".join(map(json.dumps, records[part::3]))
+                (folder / name / f"part-{part}.json.gz").write_bytes(gzip.compress(text.encode()))
+        case "pages":
+            for page in range(2):
+                half = {**answer["hits"], "hits": wrapped[page::2]}  # type: ignore[dict-item]
+                (folder / f"{name}-{page}.json").write_text(json.dumps({"took": 1, "hits": half}))
+        case "csv":
+            pd.json_normalize(records).to_csv(folder / f"{name}.csv", index=False)
+        case "csv with objects":
+            pd.DataFrame(records).to_csv(folder / f"{name}.csv", index=False, sep=";")
+        case _:
+            body = {
+                "lines": lines,
+                "array": json.dumps(records).encode(),
+                "search": json.dumps(answer).encode(),
+                "elasticdump": "\n".join(map(json.dumps, wrapped)).encode(),
+                "bulk": "\n".join(map(json.dumps, bulk)).encode(),
+                "utf-16": lines.decode().encode("utf-16"),
+            }[form]
+            (folder / f"{name}.json").write_bytes(body)
+            (folder / f"{name}_mapping.json").write_text(json.dumps({name: {"mappings": {}}}))
+
+
+def _convert(folder: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> int:
+    """`ratchet convert` of the folder, with its documents; the exit status."""
+    documents = folder / "documents.jsonl"
+    documents.write_text("\n".join(json.dumps({"_id": key, "_source": {"text": text}}) for key, text in TEXTS.items()))
+    arguments = ["convert", str(folder), str(folder / "pairs.jsonl"), "--documents", str(documents), *options]
+    monkeypatch.setattr(sys, "argv", ["ratchet", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        "lines",
+        "array",
+        "search",
+        "parquet",
+        "elasticdump",
+        "bulk",
+        "several",
+        "pages",
+        "csv",
+        "csv with objects",
+        "utf-16",
+    ],
+)
 def test_every_form_of_an_export_is_read(
     form: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By the command: JSON lines, an array, the answer of a search, Parquet, documents in `_source`."""
+    """By the command, with the same pairs from each."""
     searches, events = _hundred()
-
-    def write(name: str, records: list[dict[str, Any]]) -> None:
-        if form == "parquet":
-            pq.write_table(pa.Table.from_pylist(records), tmp_path / f"{name}.parquet")
-            return
-        wrapped = [{"_id": str(i), "_source": one} for i, one in enumerate(records)]
-        body = {
-            "lines": "\n".join(map(json.dumps, records)),
-            "array": json.dumps(records),
-            "search": json.dumps({"took": 1, "hits": {"total": {"value": 1}, "hits": wrapped}}),
-            "elasticdump": "\n".join(map(json.dumps, wrapped)),
-        }[form]
-        (tmp_path / f"{name}.json").write_text(body)
-
-    write("ubi_queries", searches)
-    write("ubi_events", events)
-    documents = tmp_path / "documents.jsonl"
-    documents.write_text("\n".join(json.dumps({"id": key, "text": text}) for key, text in TEXTS.items()))
-    out = tmp_path / "pairs.jsonl"
-    monkeypatch.setattr(sys, "argv", ["ratchet", "convert", str(tmp_path), str(out), "--documents", str(documents)])
-    with pytest.raises(SystemExit) as ended:
-        cli.main()
-    assert ended.value.code == 0, capsys.readouterr().err
-    assert "1 pairs in" in capsys.readouterr().out
-    (row,) = [
-        row for chunk in parse("pairs/clicks.jsonl", out.read_bytes(), Limits()) for row in chunk.rows.to_pylist()
-    ]
+    _write(tmp_path, form, "ubi_queries", searches)
+    _write(tmp_path, form, "ubi_events", [*events, {"action_name": "login", "query_id": None}])
+    assert _convert(tmp_path, monkeypatch) == 0, capsys.readouterr().err
+    out = capsys.readouterr().out
+    assert "1 pairs in" in out
+    assert "1 left out: the action login" in out
+    body = (tmp_path / "pairs.jsonl").read_bytes()
+    assert [orjson.loads(line) for line in body.splitlines()] == _EXPECTED
+    (row,) = [row for chunk in parse("pairs/clicks.jsonl", body, Limits()) for row in chunk.rows.to_pylist()]
     assert (row["query"], row["source"], row["train_only"]) == ("reset pump", "clicks", True)
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "said"),
+    [
+        (
+            "ubi_events.json",
+            b'{"hits": {"total": {"value": 9999, "relation": "gte"}, "hits": [{"query_id": "q1"}]}}',
+            "1 of the 9,999",
+        ),
+        ("ubi_events.json", b'{"query_id": "q1"}\n{"query_id": "q', "is not JSON, CSV or Parquet, or is damaged"),
+        ("ubi_events.json.gz", gzip.compress(b'{"query_id": "q1"}')[:-9], "damaged"),
+        ("ubi_events.csv", b"query_id,action_name\nq1,click,a\n", "another number of cells"),
+        ("ubi_events.json", b'["q1", "click"]', "something that is not an object"),
+    ],
+)
+def test_an_export_that_is_not_whole_is_refused(
+    name: str,
+    body: bytes,
+    said: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A part of the events would change what is expected at each place; no file is written."""
+    searches, events = _hundred()
+    _write(tmp_path, "lines", "ubi_queries", searches)
+    (tmp_path / "ubi_events-1.json").write_text("\n".join(map(json.dumps, events)))
+    (tmp_path / name).write_bytes(body)
+    assert _convert(tmp_path, monkeypatch) == 1
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "pairs.jsonl").exists()
+
+
+def test_documents_need_a_text_and_one_only(tmp_path: Path) -> None:
+    """Numbers are ids as well; two texts of one id would be a guess."""
+    path = tmp_path / "documents.csv"
+    path.write_text("id,title,text\n7,Pump,Reset.\n8,,Drain.\n7,Pump,Reset.\n")
+    assert ubi_files.texts(path) == {"7": "Pump Reset.", "8": "Drain."}
+    for more, said in (("7,Pump,Other.\n", "has the id '7' of another one"), (",a,b\n", "has no id or no text")):
+        path.write_text("id,title,text\n7,Pump,Reset.\n" + more)
+        with pytest.raises(ConvertError, match=said):
+            ubi_files.texts(path)
 
 
 def test_clicks_without_texts_are_an_error_of_usage(

@@ -101,7 +101,12 @@ def convert(  # noqa: PLR0913 - each is an option of the command
         typer.Option(help="Name of the question that was answered. Default: the only one.", show_default=False),
     ] = None,
     relevant: Annotated[
-        list[str] | None, typer.Option(help="Answer that means: this document answers this query; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            help="Answer that means: this document answers this query; may be repeated. "
+            "For clicks: action_name of a click. [default: click, click_through]",
+            show_default=False,
+        ),
     ] = None,
     not_relevant: Annotated[
         list[str] | None, typer.Option(help="Answer that means: it does not; may be repeated.")
@@ -115,12 +120,12 @@ def convert(  # noqa: PLR0913 - each is an option of the command
     ] = 10,
 ) -> None:
     """Make pairs of an export of Label Studio or Argilla, judged lines, a folder in BEIR layout, or clicks (UBI)."""
-    from tasks.parsing import beir, exports, ubi
+    from tasks.parsing import beir, exports, ubi_files
 
     answers = (tuple(relevant or ()), tuple(not_relevant or ()), tuple(skip or ()))
     try:
-        if export.is_dir() and ubi.find([file.name for file in export.iterdir()], "ubi_"):
-            body, said = _clicks(export, documents, min_impressions, out)
+        if export.is_dir() and ubi_files.find(export, "ubi_"):
+            body, said = _clicks(export, documents, min_impressions, answers[0], out)
         elif export.is_dir() or export.suffix == ".tsv":
             pairs = list(beir.convert_folder(export))
             body, said = b"".join(pairs), [f"{len(pairs):,} pairs in {out}"]
@@ -139,26 +144,29 @@ def convert(  # noqa: PLR0913 - each is an option of the command
         console.print(escape(line))
 
 
-def _clicks(folder: Path, documents: Path | None, least: int, out: Path) -> tuple[bytes, list[str]]:
+def _clicks(
+    folder: Path, documents: Path | None, least: int, clicks: tuple[str, ...], out: Path
+) -> tuple[bytes, list[str]]:
     """Pairs of an export of User Behavior Insights, and what is said of them."""
-    from tasks.parsing import ubi
+    from tasks.parsing import ubi, ubi_files
 
     if documents is None:
         raise UsageError("clicks name documents by their id: say with --documents where their texts are")
-    names = [file.name for file in folder.iterdir()]
-    parts = {part: ubi.find(names, part) for part in ("ubi_queries", "ubi_events")}
-    for part, name in parts.items():
-        if name is None:
+    parts = {part: ubi_files.find(folder, part) for part in ("ubi_queries", "ubi_events")}
+    for part, paths in parts.items():
+        if not paths:
             raise UsageError(f"{folder} has no file whose name begins with {part}")
-    queries, events = (ubi.records(str(name), (folder / str(name)).read_bytes()) for name in parts.values())
-    found = ubi.convert(queries, events, ubi.texts(documents.name, documents.read_bytes()), least)
+    queries, events = map(ubi_files.read, parts.values())
+    found = ubi.convert(queries, events, ubi_files.texts(documents), least, clicks or ubi.CLICKS)
     rates = ", ".join(f"{rate:.1%} at {place}" for place, rate in list(found.rates.items())[:10])
-    return found.body, [
+    said = [
         f"{found.pairs:,} pairs in {out}, for training only (train_only); {found.negatives:,} negatives",
         f"{found.impressions:,} impressions and {found.clicks:,} clicks of {found.queries:,} queries; clicks: {rates}",
         f"{found.too_seldom:,} documents were shown too seldom, {found.without_text:,} have no text",
-        *(f"{count:,} events left out: {reason}" for reason, count in found.left_out.items()),
     ]
+    if found.from_hits:
+        said.append(f"{found.from_hits:,} searches have no impressions: what they found counts as shown")
+    return found.body, [*said, *ubi.reasons(found.left_out)]
 
 
 def _said(found: Converted, out: Path) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """Clicks to pairs: exports in the schema of User Behavior Insights (OpenSearch), for training only.
 
-Of `ubi_queries` are read `query_id`, `user_query` and `query_response_hit_ids`; of `ubi_events` `action_name`
-(`impression` or `click`), `query_id`, `event_attributes.object.object_id` and `event_attributes.position.ordinal`
-(https://docs.opensearch.org/docs/search-plugins/ubi/schemas).
+Of `ubi_queries` are read `query_id`, `user_query`, `client_id` and `query_response_hit_ids`; of `ubi_events`
+`action_name` (`impression` or `click`), `query_id`, `client_id`, `event_attributes.object.object_id` and
+`event_attributes.position.ordinal` (https://docs.opensearch.org/docs/search-plugins/ubi/schemas).
 
 People click what is shown first. So clicks are compared with those that the places where a document was shown get on
 average: clicks over expected clicks (Zhang and Jones, Comparing Click Logs and Editorial Labels for Training Query
@@ -13,29 +13,35 @@ look there; it is biased, as good documents stand first. So the pairs are marked
 from __future__ import annotations
 
 import math
+import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import orjson
 
 from tasks.parsing.exports import MAX_NEGATIVES, ConvertError
+from tasks.parsing.ubi_files import is_text, name_of
 
 IMPRESSIONS: Final = 10
 """Times that a document must have been shown for a query before its clicks say anything."""
 
-_CLICKS: Final = 3
-"""Searches that clicked a relevant document, at least ..."""
+CLICKS: Final = ("click", "click_through")
+"""Names that the schema has for the action that is a click."""
+
+_CLIENTS: Final = 3
+"""Clients that clicked a relevant document, at least. And its clicks are ..."""
 
 _ABOVE: Final = 1.0
-"""... and how many standard deviations (of a Poisson count) above what is expected. Without it three pairs in ten of a
+"""... this many standard deviations (of a Poisson count) above what is expected. Without it three pairs in ten of a
 simulated search were wrong (tests/test_ubi.py): of many documents that do not fit some are lucky."""
 
 _IGNORED: Final = 3.0
 """Expected clicks from which a document that got none is a negative: by chance that happens to one in 20."""
 
-_ACTIONS: Final = ("impression", "click")
+_MOST_OF_A_CLIENT: Final = 10
+"""Searches of one client for a query that count: a robot, or a person who searches again and again, is one voice."""
 
 
 @dataclass(frozen=True)
@@ -48,79 +54,110 @@ class Clicks:
     negatives: int
     impressions: int
     clicks: int
+    from_hits: int
+    """Searches without an event of an impression, whose hits count as shown."""
     too_seldom: int
     """Documents of a query that were shown too seldom to say anything."""
     without_text: int
     """Documents that were judged, and have no text."""
     left_out: Mapping[str, int]
-    """Events that were not used, by reason."""
+    """Records that were not used, by reason."""
     rates: Mapping[int, float]
-    """Clicks by impressions at each place."""
+    """Clicks by impressions at each place, from 1."""
+
+
+@dataclass
+class _Search:
+    """What somebody asked for, who did (None: it is not said), and the places of the hits, from 1."""
+
+    query: str
+    client: str | None
+    places: dict[str, int]
+
+    @property
+    def key(self) -> str:
+        """The same for queries that differ in case, white space or the form of letters only."""
+        return " ".join(unicodedata.normalize("NFKC", self.query).casefold().split())
+
+
+class _Event(NamedTuple):
+    """A document that was shown in a search, or clicked, and its place as the event has it, from 0 or from 1."""
+
+    search: str
+    document: str
+    click: bool
+    ordinal: int | None
 
 
 @dataclass
 class _Shown:
-    """One document for one query."""
+    """One document for one query, over all searches."""
 
     places: Counter[int] = field(default_factory=Counter)
-    clicks: int = 0
+    clicked: Counter[int] = field(default_factory=Counter)
+    """Clicks by place."""
+    clients: Counter[str] = field(default_factory=Counter)
+    """Searches of each client."""
+    clickers: set[str] = field(default_factory=set)
 
 
 def convert(
-    queries: Iterator[dict[str, Any]],
-    events: Iterator[dict[str, Any]],
+    queries: Iterable[Mapping[str, Any]],
+    events: Iterable[Mapping[str, Any]],
     documents: Mapping[str, str],
     least: int = IMPRESSIONS,
+    clicks: Sequence[str] = CLICKS,
 ) -> Clicks:
     """Turn searches and what people did with them into pairs.
 
-    Of several impressions or clicks of a document within one search one counts, and a click is an impression. Queries
-    are put together up to case and white space. With at least `least` impressions a document is relevant when it has
-    three clicks, and more than expected at its places by a standard deviation; it is a negative when it has none, and
-    three are expected.
+    Of several impressions or clicks of a document within one search one counts, and a click is an impression. Where a
+    search with clicks has no event of an impression, or no search has one, its hits count as shown. With at least
+    `least` impressions a document is relevant when three clients clicked it, and clicks exceed what is expected at its
+    places by a standard deviation; it is a negative when it has none, and three are expected.
 
     Args:
         queries: Documents of `ubi_queries`.
         events: Documents of `ubi_events`.
         documents: Texts by `object_id`.
         least: Impressions of a document for a query.
+        clicks: Names of the action that is a click.
 
     Raises ConvertError where there are no searches, no clicks, or no pair.
     """
-    asked = {str(one["query_id"]): one for one in queries if one.get("query_id") and _text(one.get("user_query"))}
+    left_out: Counter[str] = Counter()
+    asked = _asked(queries, left_out)
     if not asked:
         raise ConvertError("there is no search with query_id and user_query in ubi_queries")
-    seen, left_out = _seen(asked, events)
+    used = list(_events(events, asked, {name.casefold() for name in clicks}, left_out))
+    seen = _seen(used, asked, left_out)
     if not any(clicked for _, clicked in seen.values()):
         raise ConvertError(
-            "there is no click that belongs to a search: is action_name `click`, are the query_ids the same?"
+            f"no click belongs to a search: are the query_ids the same, and is the action called {' or '.join(clicks)} "
+            f"(else name it with --relevant)? {'; '.join(reasons(left_out))}"
         )
-    shown: Counter[int] = Counter()
-    clicked_at: Counter[int] = Counter()
-    found: dict[str, dict[str, _Shown]] = defaultdict(lambda: defaultdict(_Shown))
-    texts: dict[str, Counter[str]] = defaultdict(Counter)
-    for (search, document), (place, clicked) in seen.items():
-        text = str(asked[search]["user_query"]).strip()
-        key = " ".join(text.casefold().split())
-        texts[key][text] += 1
-        shown[place] += 1
-        clicked_at[place] += clicked
-        found[key][document].places[place] += 1
-        found[key][document].clicks += clicked
-    rates = {place: clicked_at[place] / count for place, count in sorted(shown.items())}
-    lines, negatives, seldom, lacking = _rows(found, texts, rates, documents, least)
-    if not lines:
+    from_hits = _add_hits(seen, used, asked)
+    if all(clicked for _, clicked in seen.values()):
+        raise ConvertError("nothing was shown that was not clicked: export impressions or query_response_hit_ids")
+    found = _by_query(seen, asked, left_out)
+    of_each = [one for of_query in found.values() for one in of_query.values()]
+    shown = sum((one.places for one in of_each), Counter[int]())
+    clicked = sum((one.clicked for one in of_each), Counter[int]())
+    rates = {place: clicked[place] / count for place, count in sorted(shown.items())}
+    rows, negatives, seldom, lacking = _rows(found, _wordings(seen, asked), rates, documents, least)
+    if not rows:
         raise ConvertError(
-            f"no document was shown {least} times for a query and clicked as often as expected: take a longer period, "
-            "or lower --min-impressions"
+            f"no document was shown {least} times for a query and clicked more than expected, by {_CLIENTS} clients: "
+            "take a longer period, or lower --min-impressions"
+            + (f"; {lacking:,} documents have no text in the file of --documents" if lacking else "")
         )
     return Clicks(
-        body=b"".join(lines),
-        pairs=len(lines),
+        body=b"".join(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE) for row in rows),
+        pairs=len(rows),
         queries=len(found),
         negatives=negatives,
         impressions=shown.total(),
-        clicks=clicked_at.total(),
+        clicks=clicked.total(),
+        from_hits=from_hits,
         too_seldom=seldom,
         without_text=lacking,
         left_out=left_out,
@@ -128,40 +165,68 @@ def convert(
     )
 
 
-def _text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+def reasons(left_out: Mapping[str, int]) -> list[str]:
+    """What was left out and why, the most frequent first."""
+    return [f"{count:,} left out: {reason}" for reason, count in Counter(left_out).most_common(20)]
 
 
-def _seen(
-    asked: Mapping[str, dict[str, Any]], events: Iterator[dict[str, Any]]
-) -> tuple[dict[tuple[str, str], tuple[int, bool]], Counter[str]]:
-    """For each search and document the best place where it was shown, and whether it was clicked."""
-    seen: dict[tuple[str, str], tuple[int, bool]] = {}
-    left_out: Counter[str] = Counter()
+def _asked(queries: Iterable[Mapping[str, Any]], left_out: Counter[str]) -> dict[str, _Search]:
+    """The searches by query_id: one that is there twice only where both are of the same query."""
+    asked: dict[str, _Search] = {}
+    several, paged = set(), set()
+    for one in queries:
+        identity, query = name_of(one.get("query_id")), one.get("user_query")
+        if identity is None or not is_text(query):
+            left_out["a search without query_id or user_query"] += 1
+            continue
+        search = _Search(str(query).strip(), name_of(one.get("client_id")), _places(one))
+        before = asked.setdefault(identity, search)
+        if before.key != search.key:
+            several.add(identity)
+        if before.places and search.places and before.places != search.places:
+            paged.add(identity)
+        before.places = before.places or search.places
+    for identity in paged:  # which page was the first is not known
+        asked[identity].places = {}
+    for identity in several:
+        left_out["a query_id of several queries"] += 1
+        del asked[identity]
+    return asked
+
+
+def _places(search: Mapping[str, Any]) -> dict[str, int]:
+    """The places of a search's hits, from 1."""
+    hits = search.get("query_response_hit_ids")
+    names = [name_of(hit) for hit in hits] if isinstance(hits, list) else []
+    return {name: place for place, name in reversed(list(enumerate(names, 1))) if name is not None}
+
+
+def _events(
+    events: Iterable[Mapping[str, Any]], asked: Mapping[str, _Search], clicks: set[str], left_out: Counter[str]
+) -> Iterator[_Event]:
+    """The events that say something of a document of a search; the others are counted."""
     for event in events:
-        action, search = event.get("action_name"), str(event.get("query_id"))
-        if action not in _ACTIONS:
-            continue
-        document = _at(event, "event_attributes", "object", "object_id")
-        if search not in asked or document is None:
-            left_out["no such search in ubi_queries" if search not in asked else "no object_id"] += 1
-            continue
-        place = _place(event, asked[search], str(document))
-        if place is None:
-            left_out["no position, and not among the hits of its search"] += 1
-            continue
-        before = seen.get((search, str(document)), (place, False))
-        seen[search, str(document)] = min(place, before[0]), before[1] or action == "click"
-    return seen, left_out
+        action = str(event.get("action_name")).strip().casefold()
+        search = name_of(event.get("query_id"))
+        document = name_of(_at(event, "event_attributes", "object", "object_id"))
+        if action != "impression" and action not in clicks:
+            left_out[f"the action {action[:100]}"] += 1
+        elif search is None or search not in asked:
+            left_out["no query_id" if search is None else "no such search in ubi_queries"] += 1
+        elif document is None:
+            left_out["no object_id"] += 1
+        else:
+            asked[search].client = asked[search].client or name_of(event.get("client_id"))
+            yield _Event(search, document, action in clicks, _ordinal(event))
 
 
-def _place(event: Mapping[str, Any], search: Mapping[str, Any], document: str) -> int | None:
-    """Where the document was shown: as the event says, else by its place among the hits, from 1."""
-    ordinal = _at(event, "event_attributes", "position", "ordinal")
-    if isinstance(ordinal, int | float) and not isinstance(ordinal, bool) and ordinal >= 0:
-        return int(ordinal)
-    hits = [str(hit) for hit in search.get("query_response_hit_ids") or ()]
-    return hits.index(document) + 1 if document in hits else None
+def _ordinal(event: Mapping[str, Any]) -> int | None:
+    """The place that an event says, from 0 or from 1."""
+    found = _at(event, "event_attributes", "position", "ordinal")
+    if isinstance(found, Mapping):  # as version 1.0.0 of the schema has it
+        found = found.get("index")
+    name = name_of(found) or ""
+    return int(name) if name.isascii() and name.isdecimal() else None
 
 
 def _at(record: Mapping[str, Any], *path: str) -> Any:
@@ -174,88 +239,103 @@ def _at(record: Mapping[str, Any], *path: str) -> Any:
     return value
 
 
+def _seen(
+    events: Sequence[_Event], asked: Mapping[str, _Search], left_out: Counter[str]
+) -> dict[tuple[str, str], tuple[int, bool]]:
+    """For each search and document the best place where it was shown, from 1, and whether it was clicked."""
+    first = _first(events, asked)
+    seen: dict[tuple[str, str], tuple[int, bool]] = {}
+    for event in events:
+        place = asked[event.search].places.get(event.document)
+        if event.ordinal is not None and event.ordinal >= first:
+            place = event.ordinal - first + 1
+        if place is None:
+            left_out["no position, and not among the hits of its search"] += 1
+            continue
+        best, clicked = seen.get((event.search, event.document), (place, False))
+        seen[event.search, event.document] = min(place, best), clicked or event.click
+    return seen
+
+
+def _first(events: Sequence[_Event], asked: Mapping[str, _Search]) -> int:
+    """The number of the first place, 0 or 1: as the places of hits tell, else 0 where an event has it."""
+    given = [event for event in events if event.ordinal is not None]
+    apart = Counter(
+        event.ordinal - asked[event.search].places[event.document]
+        for event in given
+        if event.ordinal is not None and event.document in asked[event.search].places
+    )
+    if apart[0] != apart[-1]:
+        return int(apart[0] > apart[-1])
+    return 0 if any(event.ordinal == 0 for event in given) else 1
+
+
+def _add_hits(
+    seen: dict[tuple[str, str], tuple[int, bool]], events: Sequence[_Event], asked: Mapping[str, _Search]
+) -> int:
+    """Take hits as shown where no event says what was; returns in how many searches."""
+    told = {event.search for event in events if not event.click}
+    silent = {event.search for event in events} - told if told else asked.keys()
+    for search in silent:
+        for document, place in asked[search].places.items():
+            seen.setdefault((search, document), (place, False))
+    return sum(1 for search in silent if asked[search].places)
+
+
+def _by_query(
+    seen: Mapping[tuple[str, str], tuple[int, bool]], asked: Mapping[str, _Search], left_out: Counter[str]
+) -> dict[str, dict[str, _Shown]]:
+    """What was shown and clicked, by query and document. Where all is of one client it says nothing of people."""
+    several = len({search.client for search in asked.values()}) > 1
+    found: dict[str, dict[str, _Shown]] = defaultdict(lambda: defaultdict(_Shown))
+    for (name, document), (place, clicked) in seen.items():
+        search = asked[name]
+        one = found[search.key][document]
+        client = (several and search.client) or f"search {name}"
+        if one.clients[client] == _MOST_OF_A_CLIENT:
+            left_out["one client's further searches for the same"] += 1
+            continue
+        one.clients[client] += 1
+        one.places[place] += 1
+        one.clicked[place] += clicked
+        if clicked:
+            one.clickers.add(client)
+    return found
+
+
+def _wordings(seen: Iterable[tuple[str, str]], asked: Mapping[str, _Search]) -> dict[str, str]:
+    """The most frequent wording of each query."""
+    wordings: dict[str, Counter[str]] = defaultdict(Counter)
+    for search in dict.fromkeys(search for search, _ in seen):
+        wordings[asked[search].key][asked[search].query] += 1
+    return {key: max(counts.items(), key=lambda item: (item[1], item[0]))[0] for key, counts in wordings.items()}
+
+
 def _rows(
     found: Mapping[str, Mapping[str, _Shown]],
-    texts: Mapping[str, Counter[str]],
+    wordings: Mapping[str, str],
     rates: Mapping[int, float],
     documents: Mapping[str, str],
     least: int,
-) -> tuple[list[bytes], int, int, int]:
-    """The pairs as JSON lines; how many negatives; documents that were shown too seldom; and those without a text."""
-    lines: list[bytes] = []
+) -> tuple[list[dict[str, Any]], int, int, int]:
+    """The pairs; how many negatives; documents that were shown too seldom; and those without a text."""
+    rows: list[dict[str, Any]] = []
     negatives = seldom = lacking = 0
     for key, of_query in sorted(found.items()):
         right, wrong = [], []
         for document, one in sorted(of_query.items()):
             expected = sum(rates[place] * count for place, count in one.places.items())
+            clicks = one.clicked.total()
             if one.places.total() < least:
                 seldom += 1
             elif document not in documents:
                 lacking += 1
-            elif one.clicks >= max(_CLICKS, expected + _ABOVE * math.sqrt(expected)):
+            elif len(one.clickers) >= _CLIENTS and clicks >= expected + _ABOVE * math.sqrt(expected):
                 right.append(documents[document])
-            elif not one.clicks and expected >= _IGNORED:
+            elif not clicks and expected >= _IGNORED:
                 wrong.append(documents[document])
         negatives += len(wrong[:MAX_NEGATIVES]) if right else 0
-        query = max(texts[key].items(), key=lambda item: (item[1], item[0]))[0]
         for text in right:
-            row: dict[str, Any] = {"query": query, "document": text, "source": "clicks", "train_only": True}
-            row |= {"negative": wrong[:MAX_NEGATIVES]} if wrong else {}
-            lines.append(orjson.dumps(row, option=orjson.OPT_APPEND_NEWLINE))
-    return lines, negatives, seldom, lacking
-
-
-# --- files ---------------------------------------------------------------------------------------------------
-
-
-def find(names: list[str], part: str) -> str | None:
-    """The file of an export that holds `ubi_queries` or `ubi_events`, by its name; None where there is none."""
-    return next((name for name in sorted(names) if name.rpartition("/")[2].startswith(part)), None)
-
-
-def records(name: str, body: bytes) -> Iterator[dict[str, Any]]:
-    """The documents in a file: JSON lines, a JSON array, the answer of a search, or Parquet; `_source` is unpacked.
-
-    Raises ConvertError that names the file, and the line where there is one.
-    """
-    read: Callable[[bytes], Iterator[Any]] = _parquet if name.endswith(".parquet") else _json
-    try:
-        for number, record in enumerate(read(body), 1):
-            inner = record.get("_source", record) if isinstance(record, dict) else None
-            if not isinstance(inner, dict):
-                raise ConvertError(f"{name}: record {number} is not an object")
-            yield inner
-    except ValueError as error:
-        raise ConvertError(f"{name} is neither JSON nor Parquet: {error}") from error
-
-
-def _json(body: bytes) -> Iterator[Any]:
-    try:
-        value = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        yield from (orjson.loads(line) for line in body.splitlines() if line.strip())
-        return
-    if isinstance(value, dict) and isinstance(value.get("hits"), dict):
-        value = value["hits"].get("hits", [])
-    yield from value if isinstance(value, list) else [value]
-
-
-def _parquet(body: bytes) -> Iterator[Any]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    for batch in pq.ParquetFile(pa.BufferReader(body)).iter_batches(10_000):
-        yield from batch.to_pylist()
-
-
-def texts(name: str, body: bytes) -> dict[str, str]:
-    """Texts by id of a file of documents; a title goes before its text. Raises ConvertError for one without either."""
-    from tasks.parsing.shapes import join_title
-
-    found = {}
-    for number, record in enumerate(records(name, body), 1):
-        identity = record.get("id", record.get("_id"))
-        if identity is None or not _text(record.get("text")):
-            raise ConvertError(f"{name}: document {number} has no id or no text")
-        found[str(identity)] = str(join_title(record.get("title"), record["text"]))
-    return found
+            row: dict[str, Any] = {"query": wordings[key], "document": text, "source": "clicks", "train_only": True}
+            rows.append(row | ({"negative": wrong[:MAX_NEGATIVES]} if wrong else {}))
+    return rows, negatives, seldom, lacking
