@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
 
-from tests.model_zoo import Kind, architecture, pooled, sentence, small_config, tokenizer, transformer
+from tests.model_zoo import (
+    Kind,
+    adapter,
+    architecture,
+    plain,
+    pooled,
+    sentence,
+    small_config,
+    tokenizer,
+    transformer,
+)
 from tests.tiny_models import WIDTH
 
 Change = Callable[[Path], None]
@@ -123,7 +134,167 @@ def _words_added(folder: Path) -> Path:
     return sentence(folder, transformer(folder, "bert", tokens, vocab_size=rows), Pooling(WIDTH, "mean"), Normalize())
 
 
+def _in_a_folder(model: Path) -> None:
+    """The transformer in a folder of its own, as releases before 1.0 saved it."""
+    inner = model / "0_Transformer"
+    inner.mkdir()
+    for path in [*model.iterdir()]:
+        if path.is_file() and path.name != "modules.json":
+            path.rename(inner / path.name)
+    modules = json.loads((model / "modules.json").read_text())
+    modules[0]["path"] = inner.name
+    for module in modules:
+        module["type"] = "sentence_transformers.models." + module["type"].rpartition(".")[2]
+    (model / "modules.json").write_text(json.dumps(modules))
+
+
+def _linked(folder: Path, *, dangling: bool = False) -> Path:
+    """A snapshot in the hub's cache: links to files that are named by their hashes."""
+    made, snapshot = architecture("bert")(folder), folder / "snapshots" / "0123"
+    for number, path in enumerate(sorted(path for path in made.rglob("*") if path.is_file())):
+        blob, link = folder / "blobs" / str(number), snapshot / path.relative_to(made)
+        for needed in (blob.parent, link.parent):
+            needed.mkdir(parents=True, exist_ok=True)
+        path.rename(blob)
+        link.symlink_to(blob)
+        if dangling and path.suffix == ".safetensors":
+            blob.unlink()
+    return snapshot
+
+
+def _slow_tokenizer(model: Path) -> None:
+    """A vocabulary alone, as a tokenizer in Python saves it."""
+    words = sorted(AutoTokenizer.from_pretrained(model).get_vocab().items(), key=lambda word: word[1])
+    (model / "vocab.txt").write_text("".join(f"{word}\n" for word, _ in words))
+    (model / "tokenizer.json").unlink()
+
+
+def _exported(*names: str) -> Change:
+    """Weights for other runtimes in the place of safetensors."""
+
+    def change(model: Path) -> None:
+        (model / "model.safetensors").unlink()
+        for name in names:
+            (model / name).parent.mkdir(exist_ok=True)
+            (model / name).write_bytes(b"weights")
+
+    return change
+
+
+def _adapter_alone(folder: Path) -> Path:
+    """What peft saves: settings of the adapter and its weights."""
+    model = adapter(folder)
+    for path in [*model.iterdir()]:
+        if path.is_file() and not path.name.startswith("adapter"):
+            path.unlink()
+    return model
+
+
+def _as_saved_by_model2vec(folder: Path) -> Path:
+    """Static embeddings in model2vec's own layout: half precision, a weight per word, words that share a row."""
+    tokens = tokenizer()
+    folder.mkdir(parents=True)
+    tokens.save_pretrained(folder)
+    torch.manual_seed(4)
+    rows = {"embeddings": torch.randn(50, WIDTH).half(), "weights": torch.rand(len(tokens))}
+    save_file(rows | {"mapping": torch.arange(len(tokens)) % 50}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"model_type": "model2vec", "normalize": True}))
+    modules = [("StaticEmbedding", "."), ("Normalize", "1_Normalize")]
+    listed = [{"path": path, "type": f"sentence_transformers.models.{name}"} for name, path in modules]
+    listed = [{"idx": place, "name": str(place), **one} for place, one in enumerate(listed)]
+    (folder / "modules.json").write_text(json.dumps(listed))
+    return folder
+
+
+def _plain(**settings: Any) -> Callable[[Path], Path]:
+    """A maker of a folder of transformers alone with other settings."""
+
+    def make(folder: Path) -> Path:
+        edited("config.json", **settings)(plain(folder))
+        return folder / "plain-0"
+
+    return make
+
+
 FOLDERS: tuple[Kind, ...] = (
+    Kind("transformer in a folder of its own", changed(_in_a_folder), fast=False),
+    Kind("links of the hub's cache", _linked, fast=False),
+    Kind("a link to a file that is not there", partial(_linked, dangling=True), "a link to a file that is not there"),
+    Kind("vocab.txt without tokenizer.json", changed(_slow_tokenizer), fast=False),
+    Kind(
+        "limit beyond BERT's positions",
+        changed(edited("sentence_bert_config.json", max_seq_length=4096)),
+        note="the limit is lowered to its positions",
+    ),
+    Kind(
+        "limit that is a text",
+        changed(edited("sentence_bert_config.json", max_seq_length="40")),
+        "max_seq_length is '40': set it to a number of tokens",
+    ),
+    Kind("model2vec's own folder", _as_saved_by_model2vec, fast=False),
+    Kind("truncation on the left", changed(edited("tokenizer_config.json", truncation_side="left")), fast=False),
+    Kind("dtype float16 in its settings", changed(edited("config.json", dtype="float16")), fast=False),
+    Kind("torch_dtype bfloat16 in its settings", changed(edited("config.json", torch_dtype="bfloat16")), fast=False),
+    Kind(
+        "FlashAttention-2 in its settings, not installed",
+        changed(edited("sentence_bert_config.json", model_args={"attn_implementation": "flash_attention_2"})),
+        "cannot be loaded.*Take `attn_implementation` out of",
+    ),
+    Kind(
+        "similarity of an unknown name",
+        changed(edited("config_sentence_transformers.json", similarity_fn_name="dot_product")),
+        "similarity_fn_name is 'dot_product', which the library ignores",
+        note="it would compare by the cosine",
+    ),
+    Kind(
+        "truncate_dim that is a text",
+        changed(edited("config_sentence_transformers.json", truncate_dim="16")),
+        "truncate_dim is '16': set it to a number",
+    ),
+    Kind(
+        "int8 weights without settings",
+        tensors(lambda found: {name: one.to(torch.int8) for name, one in found.items()}),
+        "holds weights as I8, which were quantised",
+    ),
+    Kind(
+        "fp8 weights without settings",
+        tensors(lambda found: {name: one.to(torch.float8_e4m3fn) for name, one in found.items()}),
+        "holds weights as F8_E4M3, which were quantised",
+        fast=False,
+    ),
+    Kind(
+        "quantised by the settings of the module",
+        changed(edited("sentence_bert_config.json", model_args={"load_in_8bit": True})),
+        "says that the weights are quantised",
+    ),
+    Kind(
+        "ONNX and OpenVINO alone",
+        changed(_exported("onnx/model.onnx", "openvino/openvino_model.xml", "openvino/openvino_model.bin")),
+        "holds weights for ONNX and OpenVINO alone",
+        note="name the model that they were made from",
+    ),
+    Kind(
+        "GGUF alone", changed(_exported("model.Q4_0.gguf")), r"holds weights for GGUF \(llama.cpp\) alone", fast=False
+    ),
+    Kind(
+        "pytorch_model.bin beside TensorFlow's and Flax's weights",
+        changed(_exported("pytorch_model.bin", "tf_model.h5", "flax_model.msgpack")),
+        "pytorch_model.bin may hold a pickle.*safetensors",
+        fast=False,
+    ),
+    Kind("LoRA adapter as peft saves it", _adapter_alone, "belongs to an adapter.*merge"),
+    Kind("ColBERT as a plain folder", _plain(architectures=["HF_ColBERT"]), "is a late-interaction model", fast=False),
+    Kind(
+        "remote code, though the architecture is known",
+        changed(edited("config.json", auto_map={"AutoModel": "org/name--modeling.Model"})),
+        "asks for remote code",
+    ),
+    Kind(
+        "prompts that are a list",
+        changed(edited("config_sentence_transformers.json", prompts=["query: "])),
+        "cannot be loaded.*save it again",
+        fast=False,
+    ),
     Kind("weights in several files", changed(_sharded), fast=False),
     Kind("folder of sentence-transformers 2.0", changed(_older("2.0.0")), fast=False),
     Kind("folder of sentence-transformers 5.1", changed(_older("5.1.0")), fast=False),

@@ -46,6 +46,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     T5EncoderModel,
 )
+from transformers.activations import GELUActivation
 
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import resolve_model
@@ -394,6 +395,30 @@ def tower(pooling: str = "mean", tokens: str = "", **size: Any) -> Callable[[Pat
     return make
 
 
+def named_routes(query: str, document: str, *, mapped: bool = False) -> Callable[[Path], Path]:
+    """A maker of a router over two towers by other names, with or without saying which is for what."""
+
+    def make(folder: Path) -> Path:
+        towers = {query: tower()(folder), document: tower()(folder)}
+        mappings = {("query", None): query, ("document", None): document} if mapped else None
+        return sentence(folder, Router(towers, default_route=document, route_mappings=mappings), Normalize())
+
+    return make
+
+
+def one_tower(folder: Path) -> Path:
+    """A router whose routes are the same modules."""
+    shared = tower()(folder)
+    return sentence(folder, Router({"query": shared, "document": shared}), Normalize())
+
+
+def dense_over_tokens(folder: Path) -> Path:
+    """A Dense layer before pooling."""
+    names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    dense = Dense(WIDTH, 16, **names)
+    return sentence(folder, transformer(folder, "bert"), dense, Pooling(16, "mean"), Normalize())
+
+
 def prompted(prompts: dict[str, str], length: int = 40, **settings: Any) -> Callable[[Path], Path]:
     """A maker of a BERT with prompts."""
 
@@ -522,6 +547,23 @@ KINDS: tuple[Kind, ...] = (
     Kind("BLOOM", decoder("bloom", side="right"), fast=False),
     Kind("Qwen3, mixture of experts", decoder("qwen3_moe", **_experts()), fast=False),
     Kind("EmbeddingGemma's modules", gemma, fast=False),
+    Kind("RemBERT", architecture("rembert", input_embedding_size=16, output_embedding_size=16), fast=False),
+    Kind("ESM (RoPE)", architecture("esm", mask_token_id=4, position_embedding_type="rotary"), fast=False),
+    Kind("X-MOD", architecture("xmod", languages=["en_XX"], default_language="en_XX"), fast=False),
+    Kind("mBART", architecture("mbart", **_both_sides()), fast=False),
+    Kind("GPT-NeoX", decoder("gpt_neox", side="right"), fast=False),
+    Kind("Falcon", architecture("falcon", "lasttoken"), fast=False),
+    Kind("Phi-3", decoder("phi3"), fast=False),
+    Kind("OLMo 2", decoder("olmo2"), fast=False),
+    Kind("Cohere", decoder("cohere"), fast=False),
+    Kind("Mixtral", decoder("mixtral", num_local_experts=4), fast=False),
+    Kind(
+        "LFM2, convolutions and attention",
+        decoder("lfm2", side="right", block_ff_dim=64, layer_types=["conv", "full_attention"]),
+        fast=False,
+    ),
+    Kind("RWKV", architecture("rwkv", "lasttoken"), fast=False),
+    Kind("YOSO", architecture("yoso"), "alone and together", fast=False),
     Kind("unigram tokenizer", with_tokenizer("unigram", "xlm-roberta"), fast=False),
     Kind("byte-level BPE", with_tokenizer("bytes", "roberta"), fast=False),
     Kind("tokenizer of whole words", with_tokenizer("words", "bert"), fast=False),
@@ -544,6 +586,13 @@ KINDS: tuple[Kind, ...] = (
     Kind("router, another pooling per role", routed(tower("cls"), tower()), fast=False),
     Kind("router, another tokenizer per role", routed(tower(tokens="bytes"), tower()), fast=False),
     Kind("router, another limit per role", routed(tower(length=12), tower()), fast=False),
+    Kind("router whose routes are mapped", named_routes("ask", "find", mapped=True), fast=False),
+    Kind(
+        "router whose routes have other names",
+        named_routes("query", "passage"),
+        "No route found.*Name its routes `query` and `document`",
+    ),
+    Kind("router whose routes share their modules", one_tower, fast=False),
     Kind("router with static embeddings for queries", static_queries),
     Kind("static embeddings (model2vec)", static),
     Kind(
@@ -555,6 +604,14 @@ KINDS: tuple[Kind, ...] = (
     Kind("word vectors and an LSTM", word_vectors(lambda: LSTM(WIDTH, 16)), fast=False),
     Kind("bag of words and a Dense layer", bag_of_words, fast=False),
     Kind("weighted layers", layers_weighted, fast=False),
+    Kind("Dense over the tokens", dense_over_tokens, fast=False),
+    Kind("Normalize before Dense", pooled("mean", Normalize, lambda: Dense(WIDTH, 24)), fast=False),
+    Kind(
+        "Dense with an activation function from elsewhere",
+        pooled("mean", lambda: Dense(WIDTH, 24, activation_function=GELUActivation())),
+        "names an activation function from elsewhere",
+        note="the library would take Tanh instead",
+    ),
     Kind("Dropout", pooled("mean", lambda: Dropout(0.3)), fast=False),
     Kind("cls and mean pooling, Dense", pooled(("cls", "mean"), lambda: Dense(2 * WIDTH, WIDTH)), fast=False),
     Kind("prompts query and passage", prompted({"query": "query: ", "passage": "passage: "}), fast=False),

@@ -73,6 +73,20 @@ CHANGES: dict[str, tuple[Callable[[Path], None], bool]] = {
         lambda folder: _json(folder / "config_sentence_transformers.json", prompts={"document": "d: "}),
         True,
     ),
+    "prompt of passages": (
+        lambda folder: _json(folder / "config_sentence_transformers.json", prompts={"passage": "p: "}),
+        True,
+    ),
+    "prompt by default": (
+        lambda folder: _json(
+            folder / "config_sentence_transformers.json", prompts={"other": "o: "}, default_prompt_name="other"
+        ),
+        True,
+    ),
+    "dimension that vectors are cut to": (
+        lambda folder: _json(folder / "config_sentence_transformers.json", truncate_dim=16),
+        True,
+    ),
     "similarity": (lambda folder: _json(folder / "config_sentence_transformers.json", similarity_fn_name="dot"), True),
     "card": (lambda folder: (folder / "README.md").write_text("# Another\n"), False),
     "who saved it": (

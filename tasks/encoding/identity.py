@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tasks.config import MODEL_FILES
-from tasks.encoding.folder import ModelError, json_object, read_files, read_json
+from tasks.encoding.folder import ModelError, json_object, read_files, read_json, tensors_header
 from tasks.encoding.routes import SENTENCE_SETTINGS, pipeline
+from tasks.encoding.tokens import DOCUMENT_PROMPTS
 
 _NOT_THE_MODEL: Final = {"manifest.json", "data_config.json", "trainer_state.json", "training_args.json"}
 """JSON that may lie in a model's folder and changes no vector."""
@@ -45,9 +46,9 @@ def document_identity(folder: Path) -> str:
 
     Of a router only the modules that documents go through: a model that was trained on the query side alone has the
     identity of the model whose documents it was trained against, and an index of one serves the other. Tensors count
-    wherever they lie, then each module's class and settings (tokenizer and limit of length among them), the prompt
-    for documents, and the similarity. A folder whose modules cannot be followed has an identity that changes
-    with everything in it.
+    wherever they lie, then each module's class and settings (tokenizer and limit of length among them), the prompt for
+    documents, the similarity, and the dimension that vectors are cut to. A folder whose modules cannot be followed has
+    an identity that changes with everything in it.
     """
     try:
         parts = pipeline(folder, "document")
@@ -63,9 +64,17 @@ def document_identity(folder: Path) -> str:
                 digest.update(f"\n{path.relative_to(part.folder).as_posix()}\n".encode())
                 digest.update(hashlib.sha256(_canonical(path)).digest())
     settings = json_object(folder / SENTENCE_SETTINGS)
-    prompt = (settings.get("prompts") or {}).get("document") or ""
-    digest.update(json.dumps([prompt, settings.get("similarity_fn_name") or "cosine"]).encode())
+    digest.update(json.dumps([_document_prompt(settings), settings.get("similarity_fn_name") or "cosine"]).encode())
+    if settings.get("truncate_dim"):
+        digest.update(json.dumps(settings["truncate_dim"]).encode())
     return digest.hexdigest()
+
+
+def _document_prompt(settings: dict[str, Any]) -> str:
+    """What a saved model puts before a document, as `prompt_for` says of a loaded one."""
+    prompts = settings.get("prompts") or {}
+    names = (*DOCUMENT_PROMPTS, settings.get("default_prompt_name"))
+    return str(next((prompts[name] for name in names if name in prompts), None) or "")
 
 
 def _canonical(path: Path) -> bytes:
@@ -90,26 +99,12 @@ def weights_hash(folder: Path) -> str:
 
 def _update_by_tensors(digest: Any, folder: Path, weights: Sequence[Path]) -> None:
     """Add the tensors of weight files below a folder to a hash, by folder and name."""
-    tensors = sorted((path.parent, name, path) for path in weights for name in _header(path)[0])
+    tensors = sorted((path.parent, name, path) for path in weights for name in tensors_header(path)[0])
     for parent, name, path in tensors:
-        header, start = _header(path)
+        header, start = tensors_header(path)
         found = header[name]
         first, last = found["data_offsets"]
         label = [parent.relative_to(folder).as_posix(), name, found["dtype"], found["shape"]]
         digest.update(json.dumps(label).encode())
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as body:
             digest.update(memoryview(body)[start + first : start + last])
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """Tensors by name and where their bytes start: 8 bytes length, JSON, data (the safetensors format).
-
-    Without `position_ids`, a range of numbers that older versions of transformers saved and newer ones leave out.
-    """
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise ModelError(f"{path} is truncated, or not a safetensors file")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length

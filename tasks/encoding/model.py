@@ -100,10 +100,11 @@ def load(folder: Path, device: str | None = None, *, seed: int = 0) -> SentenceT
                 model_kwargs={"use_safetensors": True, "dtype": "float32"},
             )
     except Exception as error:  # the library raises whatever a broken file leads to
-        raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"{folder} cannot be loaded: {_first_line(error)}{_remedy(error)}") from error
     for module in transformers_of(model):
         if module.tokenizer is not None:
             _check_tokenizer(module.tokenizer, folder)
+        _check_length(module.max_seq_length, folder)
         _limit_length(module)
     return model.float()
 
@@ -119,6 +120,14 @@ def _check_tokenizer(tokenizer: Any, folder: Path) -> None:
         raise ModelError(
             f"the tokenizer in {folder} knows no words: its files (tokenizer.json, or a vocabulary) are missing. Copy "
             "them from where the model comes from"
+        )
+
+
+def _check_length(length: Any, folder: Path) -> None:
+    """Refuse a limit that is no number of tokens, of which the library makes no limit, or fails."""
+    if length is not None and not (isinstance(length, (int, float)) and length >= 1):
+        raise ModelError(
+            f"{folder}: max_seq_length is {length!r}: set it to a number of tokens and save the model again"
         )
 
 
@@ -195,8 +204,8 @@ def _limit_length(module: Transformer) -> None:
     for part in module.model.modules():
         table, padding = getattr(part, "position_embeddings", None), getattr(part, "padding_idx", None)
         rows = getattr(table, "num_embeddings", None)
-        if isinstance(rows, int) and isinstance(padding, int):
-            limit = rows - padding - 1
+        if isinstance(rows, int):
+            limit = rows - padding - 1 if isinstance(padding, int) else rows
             if module.max_seq_length is None or module.max_seq_length > limit:
                 module.max_seq_length = limit
 
@@ -204,4 +213,14 @@ def _limit_length(module: Transformer) -> None:
 def _first_line(error: Exception) -> str:
     """The type and the first line of an error from a library, which may be pages long."""
     lines = str(error).strip().splitlines() or ["no message"]
-    return f"{type(error).__name__}: {lines[0][:500]}"
+    return f"{type(error).__name__}: {lines[0][:500].rstrip('.')}"
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about an error of the library in loading a model."""
+    text = str(error)
+    if "FlashAttention" in text or "flash_attn" in text:
+        return ". Take `attn_implementation` out of its config.json and sentence_bert_config.json"
+    if isinstance(error, ImportError):
+        return ". Install what it names where the night runs, or take another model"
+    return ". Load it with SentenceTransformer and save it again, download it again, or take another model"

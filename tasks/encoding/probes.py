@@ -106,8 +106,10 @@ def probe_vectors(
 
 def _remedy(error: Exception) -> str:
     """What an error of the library in a forward usually means."""
-    if isinstance(error, IndexError) or "position" in str(error):
+    if isinstance(error, IndexError) or "position" in str(error) or "size of tensor" in str(error):
         return ". Is its max_seq_length above the positions that it has, or its vocabulary larger than its embeddings?"
     if isinstance(error, KeyError) and "sentence_embedding" in str(error):
         return ". Has it no Pooling module?"
+    if "No route" in str(error):
+        return ". Name its routes `query` and `document`, or map these with route_mappings, and save it again"
     return ""

@@ -24,6 +24,9 @@ Role = Literal["query", "document"]
 
 _Ints = npt.NDArray[np.int64]
 
+DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
+"""Names of prompts, of which the first that a model has is put before documents."""
+
 _TOGETHER: Final = 256
 """Texts per call of `preprocess`, of similar length: its padding is thrown away again."""
 
@@ -39,7 +42,7 @@ _ODD: Final = (" two  spaces \n", "a\tb", "Ünïcödé - x2 \U0001f600", "word "
 
 def prompt_for(model: SentenceTransformer, role: Role) -> str:
     """The prompt that `encode_query` or `encode_document` would put before each text; empty for none."""
-    names = ["query"] if role == "query" else ["document", "passage", "corpus"]
+    names = ("query",) if role == "query" else DOCUMENT_PROMPTS
     name = next((name for name in names if name in model.prompts), model.default_prompt_name)
     return (model.prompts.get(name) or "") if name is not None else ""
 
