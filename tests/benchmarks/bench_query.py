@@ -323,7 +323,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
                 print(
                     seed, run.data, run.way, quality, f"{run.training:.1f} {run.encoding:.1f} {run.alpha}", flush=True
                 )
-    alphas = sorted(run.alpha for run in runs if run.way == AVERAGE)
+    alphas = sorted(run.alpha for run in runs if run.way == AVERAGE and run.training)
     sizes = ", ".join(
         f"{data.name} {len(data.queries):,} queries and {len(data.documents):,} documents"
         for data in [*(bench.own.data for bench in benches), *([general.data] if general else [])]
