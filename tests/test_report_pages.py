@@ -96,6 +96,17 @@ def test_no_page_is_wider_than_the_screen(browser: Any, pages: dict[str, Path], 
         page.close()
 
 
+@pytest.mark.parametrize(("width", "frames"), [(900, ".wide"), (390, "[aria-label=Scores]")])
+def test_tables_fit_the_page(browser: Any, pages: dict[str, Path], width: int, frames: str) -> None:
+    """On a screen no table of a usual report has to be scrolled, guard sets included; on a phone the scores fit."""
+    page = browser.new_page(viewport={"width": width, "height": 800})
+    page.goto(pages["held"].as_uri())
+    found = page.locator(frames).evaluate_all("all => all.map(one => one.scrollWidth - one.clientWidth)")
+    page.close()
+    assert found
+    assert max(found) == 0
+
+
 def test_hostile_texts_do_nothing(browser: Any, pages: dict[str, Path]) -> None:
     """No script of theirs runs, nothing is requested from anywhere, and they are shown as they are."""
     page = browser.new_page()
