@@ -18,7 +18,7 @@ from tasks.telemetry import CONTENT_TYPE
 
 PATH: Final = "/metrics"
 _FRESH_SECONDS: Final = 10.0
-"""A text that is younger is served again: whoever asks often does not burden the store."""
+"""A younger text is served again, so that frequent requests do not burden the store."""
 
 
 class Exporter(ThreadingHTTPServer):
@@ -27,7 +27,7 @@ class Exporter(ThreadingHTTPServer):
     Args:
         address: Host and port; port 0: any that is free.
         text: Makes the text; called when somebody asks, one call at a time.
-        token: None: whoever reaches the address may read.
+        token: None: every client that reaches the address may read.
     """
 
     daemon_threads = True

@@ -110,7 +110,7 @@ class _Pause:
         self._keyset: Keyset | None = None
 
     def answer(self) -> Answer | None:
-        """The form as it was sent; asks where that has not been done, or what was sent is no answer."""
+        """The form as it was sent; asks where that has not been done, or what was sent is not an answer."""
         with suppress(httpx.HTTPError), get_client(sync_client=True) as client:
             if self._keyset is None:
                 self._keyset = self._ask(client)

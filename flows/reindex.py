@@ -33,7 +33,7 @@ class Reindexed(BaseModel):
         recall: share of the exact nearest documents that its search structure finds.
         followed: the index that the target had already and that served from the beginning of the run, if any.
         dropped: indexes that were deleted from the target.
-        rejected: rows that are no documents; `rejections` names the first ones.
+        rejected: rows that are not documents; `rejections` names the first ones.
         left_out: columns of documents that are not taken as metadata.
     """
 

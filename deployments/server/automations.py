@@ -42,7 +42,7 @@ _PLAIN: Final = "".join(f" | replace({old!r}, {new!r})" for old, new in REPLACEM
 """`tasks.alerts.plain` as Jinja filters, for text that Prefect hands on: no mention, no link, no markup."""
 
 _RUN: Final = f"{{{{ event.resource['prefect.resource.name']{_PLAIN} | truncate(100) }}}}"
-"""Whoever starts a run may name it."""
+"""The name of a run is chosen by the person who starts it, so it is made plain."""
 
 _LINK: Final = "Run: {{ flow_run | ui_url }}"
 _STATE: Final = "event.payload.validated_state"

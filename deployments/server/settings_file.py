@@ -58,7 +58,7 @@ def _fields(section: BaseModel) -> Iterator[str]:
 
 
 def _example(name: str) -> Iterator[str]:
-    """A channel in comments: there is no default one, for nobody but the reader knows where alerts should go."""
+    """A channel in comments: there is no default, since only the reader knows where alerts should go."""
     values: dict[str, Any] = {"kind": "slack", "secret_env": "SLACK_WEBHOOK_URL"}
     yield f"# [{name}.team]"
     for key, field in Channel.model_fields.items():

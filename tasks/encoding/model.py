@@ -133,7 +133,7 @@ def _check_length(length: Any, folder: Path) -> None:
 
 @dataclass(frozen=True)
 class Served:
-    """What a model's vectors are like to whoever searches with them.
+    """What a search must know about a model's vectors.
 
     Attributes:
         dimension: components of a vector.

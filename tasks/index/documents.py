@@ -180,7 +180,7 @@ def gather(store: Store, folder: Path, limits: Limits | None = None) -> Document
     id is a hash of the text up to case and white space.
 
     Raises DocumentsError where an object cannot be read at all, ids clash, or there is nothing: an index that lacks a
-    whole object without a word would be worse than the one that serves. Single rows that are no documents are left out
+    whole object without a word would be worse than the one that serves. Single rows that are not documents are left out
     and noted. Raises StoreError where the store fails, or an object changes while it is read.
     """
     documents = Documents(folder)

@@ -40,7 +40,7 @@ class Embedded(BaseModel):
         encoded: texts that were encoded for it by this run.
         shards: parts that it has; `made` of them by this run.
         repeated: rows that say what another one says.
-        rejected: rows that are no documents.
+        rejected: rows that are not documents.
         rejections: the first of them: object, line, reason.
         left_out: columns that are not taken as metadata: the first object that has some, and which.
     """

@@ -77,7 +77,7 @@ def _noticed(run: Run, verdict: Verdict) -> list[str]:
     try:
         found, drift = run.find(runs.AUDITED), run.find(runs.DRIFT)
     except StoreError:
-        return []  # it is no part of the verdict
+        return []  # it is not part of the verdict
     said = blamed(found) if found is not None and verdict == "regressed" else []
     return [*said, *([drift.warning] if drift is not None and drift.warning else [])]
 

@@ -69,7 +69,7 @@ def texts(path: Path) -> dict[str, str]:
 
 
 def name_of(value: Any) -> str | None:
-    """An id as a text; None for what is no id. Tables with gaps have whole numbers as floats."""
+    """An id as a text; None for what is not an id. Tables with gaps have whole numbers as floats."""
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, str | int):

@@ -27,7 +27,7 @@ class _AddressError(Exception):
 def publish(job: Job, folder: Path) -> str:
     """Register the version and let the alias point to it; returns its address, such as `models:/search/3`.
 
-    Where the base model serves the alias is taken away: it is no version of the registry.
+    Where the base model serves the alias is taken away: it is not a version of the registry.
     """
     address = os.environ.get("MLFLOW_TRACKING_URI", "")
     if not address.startswith(("http://", "https://")):

@@ -137,7 +137,7 @@ class Corpus:
         return columns, weights
 
     def _masked(self, batch: Batch, columns: Ints) -> tuple[npt.NDArray[np.bool_], Ints]:
-        """Candidates that are no negatives of a query, shape (n, columns), and where its own document is, (n,)."""
+        """Candidates that are not negatives of a query, shape (n, columns), and where its own document is, (n,)."""
         own = np.searchsorted(columns, self._place[batch.documents[batch.positives]])
         masked = np.zeros((len(batch.queries), len(columns)), np.bool_)
         for line, query in enumerate(batch.queries.tolist()):

@@ -202,7 +202,7 @@ def _check_alone(
 
 
 def _published(model: SentenceTransformer, scratch: Path, described: str, device: str | None) -> SentenceTransformer:
-    """The model as it is loaded by whoever pulls it: saved, described, copied by its manifest, verified."""
+    """The model as a consumer loads it: saved, described, copied by its manifest, verified."""
     saved, copied = scratch / "saved", scratch / "served"
     saving.save(model, saved, "# Rehearsal\n", described)
     facts = served(model)

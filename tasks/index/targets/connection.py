@@ -1,4 +1,4 @@
-"""A connection to PostgreSQL with the extension pgvector, and what its errors mean to whoever has to act on them."""
+"""A connection to PostgreSQL with the extension pgvector, and the remedies for its errors."""
 
 from __future__ import annotations
 

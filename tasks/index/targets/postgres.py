@@ -377,4 +377,4 @@ SELECT DISTINCT CASE a.grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_catalog.
 FROM pg_catalog.pg_class c, pg_catalog.aclexplode(c.relacl) a
 WHERE c.oid = %s::regclass AND a.privilege_type = 'SELECT' AND a.grantee <> c.relowner
 """
-"""Quoted names of whoever was granted to read the view, other than its owner."""
+"""Quoted names of the roles that may read the view, other than its owner."""
