@@ -17,7 +17,7 @@ from tasks.encoding import FP32, ROLES, ModelEncoder, fingerprint, load, resolve
 from tasks.registry import publish, pull
 from tasks.scoring import describe, score_side
 from tasks.storage import Store
-from tasks.training import TrainingError, train
+from tasks.training import TrainingError, hardware, train
 from tests import model_zoo
 from tests.model_folders import FOLDERS
 from tests.model_zoo import Kind
@@ -143,6 +143,16 @@ def test_a_text_without_a_known_word_scores_0_with_everything(tmp_path: Path) ->
     trained = train(rows, None, [], Training(base_model=str(base), batch_size=4, epochs=2), tmp_path / "candidate")
     assert np.isfinite(trained.distance_from_base)
     score_side(test, documents, ModelEncoder.open(tmp_path / "candidate", FP32, device="cpu"))
+
+
+@pytest.mark.parametrize("name", ["Gemma2", pytest.param("Mamba", marks=pytest.mark.slow)])
+def test_a_model_without_sdpa_trains_where_that_is_the_fastest(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU, which asks for it: transformers refuses to set a kernel that a model does not have."""
+    monkeypatch.setattr(hardware, "attention", lambda _: "sdpa")
+    [base] = [kind.make(tmp_path / "base") for kind in KINDS if kind.name == name]
+    assert train(ROWS, None, [], settings(base), tmp_path / "candidate").steps == 3
 
 
 def test_a_limit_beyond_the_positions_is_lowered_to_them(tmp_path: Path) -> None:

@@ -134,6 +134,25 @@ def test_memory_that_runs_out_halves_the_batch(model: SentenceTransformer, monke
         encoder._within_memory(model, made, chosen, "document")
 
 
+def test_memory_that_runs_out_in_the_librarys_own_encode_halves_its_batch(
+    model: SentenceTransformer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Above three texts, the vectors are the same; a single text that does not fit is an error."""
+    expected = encode(model, TEXTS, "document", path=PLAIN)
+    forward, most = model.forward, 3
+
+    def tight(features: dict[str, Any], **options: Any) -> Any:
+        if len(features["input_ids"]) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return forward(features, **options)
+
+    monkeypatch.setattr(model, "forward", tight)
+    np.testing.assert_allclose(encode(model, TEXTS, "document", path=PLAIN), expected, atol=1e-5)
+    most = 0
+    with pytest.raises(torch.OutOfMemoryError):
+        encode(model, TEXTS, "document", path=PLAIN)
+
+
 def test_texts_are_tokenised_ahead_and_come_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on a GPU, in slabs of five: every text once, in the right place."""
     tiny = load(tiny_models.save(tmp_path), "cpu")

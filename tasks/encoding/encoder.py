@@ -39,6 +39,9 @@ _SLAB: Final = 16_384
 _LIBRARY: Final = 256
 """Texts per call of the library's own `encode`."""
 
+_LIBRARY_BATCH: Final = 32
+"""Texts per batch there, its default."""
+
 
 _UNIT: Final = 1e-2
 """How far the length of a normalised vector may be from 1, in half precision too."""
@@ -251,7 +254,7 @@ def _encode_slab(
     if tokens is None or path.token_budget is None:
         library = model.encode_query if role == "query" else model.encode_document
         for start in range(0, len(texts), _LIBRARY):
-            found = library(list(texts[start : start + _LIBRARY]), show_progress_bar=False)
+            found = _by_library(library, list(texts[start : start + _LIBRARY]))
             yield np.arange(start, start + len(found)), found
         return
     model.eval()
@@ -270,6 +273,19 @@ def _encode_slab(
     # within one more level of autocast, leaving it after a batch does not throw away the converted weights
     with one_thread_each(torch.autocast_increment_nesting) as pool:
         yield from zip(batches, pool.map(forward, batches), strict=True)
+
+
+def _by_library(library: Callable[..., np.ndarray], texts: list[str]) -> np.ndarray:
+    """Vectors by the library's own encode, in smaller batches where memory runs out, down to single texts."""
+    size = _LIBRARY_BATCH
+    while True:
+        try:
+            return library(texts, batch_size=size, show_progress_bar=False)
+        except RuntimeError as error:
+            if size == 1 or not out_of_memory(error):
+                raise
+        size //= 2
+        release()
 
 
 def _within_memory(model: SentenceTransformer, tokens: Tokens, rows: np.ndarray, role: Role) -> torch.Tensor:

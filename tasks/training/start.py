@@ -247,10 +247,11 @@ def _freeze_lower_half(model: SentenceTransformer) -> None:
 
 def restore_attention(model: SentenceTransformer) -> None:
     """The attention kernel that the library would choose, as in serving."""
-    for module in transformers_of(model):
-        module.model.set_attn_implementation("sdpa" if module.model._supports_sdpa else "eager")
+    _set_attention(model, "sdpa")
 
 
 def _set_attention(model: SentenceTransformer, kernel: str) -> None:
+    """Let every transformer attend by a kernel; by plain matrix products where it has no SDPA (Gemma 2, Mamba)."""
     for module in transformers_of(model):
-        module.model.set_attn_implementation(kernel)
+        lacks = kernel == "sdpa" and not module.model._supports_sdpa
+        module.model.set_attn_implementation("eager" if lacks else kernel)
