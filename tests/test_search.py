@@ -11,13 +11,14 @@ import pytest
 from typer.testing import CliRunner
 
 from deployments.cli import app
-from deployments.cli.common import CliError, console
+from deployments.cli.common import CliError, UsageError, console
 from deployments.demo import index as demo_index
 from deployments.stack import local
 from flows.context import work_folder
 from tasks import index
-from tasks.encoding import BF16, FP32, CachedEncoder, ModelEncoder, NumericPath, VectorCache
-from tasks.index import open_target
+from tasks.encoding import BF16, FP32, CachedEncoder, ModelEncoder, NumericPath, VectorCache, encode, load
+from tasks.index import TargetError, open_target
+from tasks.index.client import Searcher, query_encoders
 from tasks.index.comparison import Comparison, compare
 from tasks.records import Moved, Scored, SideScored
 from tasks.registry import BASE, promote, publish, pull, read_production
@@ -167,6 +168,32 @@ def test_the_command_shows_both_sides_and_nothing_that_a_terminal_obeys(
     assert "was " in said
     few = _ratchet("--store", filled.url, "the quick fox", "-k", "1")
     assert few.count("fox number") <= 2
+
+
+@pytest.mark.parametrize("question", ["", " \n", "\udcff not UTF-8"])
+def test_what_is_no_question_is_refused(question: str, store: Store) -> None:
+    """As the shell hands on bytes that are not UTF-8."""
+    with pytest.raises(UsageError, match="ask a question"):
+        _ratchet("--store", store.url, question)
+
+
+def test_a_question_is_asked_of_the_model_that_made_the_index(
+    filled: Store, models: list[Path], tmp_path: Path
+) -> None:
+    """Before a promotion the base model that the reindex was given; another one of the same dimension is refused."""
+    target = open_target(None, store=filled.url, work=tmp_path)
+    serving = index.find_serving(filled, tmp_path, str(models[1]))
+    done = index.embed(filled, serving, tmp_path, workers=0)
+    index.load(filled, target, done.index)
+    index.switch(filled, target, done.index, serving, index.Rule(), tmp_path)
+    [hit] = _compared(filled, tmp_path, 1).after.hits
+    asked, document = (
+        encode(load(models[1]), ["the quick fox"], "query"),
+        encode(load(models[1]), [hit.text], "document"),
+    )
+    assert hit.score == pytest.approx(float((asked @ document.T)[0, 0]), abs=1e-5)
+    with pytest.raises(TargetError, match=f"was made with another model than the one found for base: .*{models[1]}"):
+        Searcher(target, query_encoders(filled, tmp_path, str(models[0]))).search(["the quick fox"])
 
 
 def test_only_one_result_is_asked_for_with_a_number_that_makes_sense(store: Store) -> None:

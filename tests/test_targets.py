@@ -892,6 +892,43 @@ def test_a_database_without_the_extension_or_with_an_old_one_says_what_to_do(ser
         _open(bare)
 
 
+def test_a_name_that_is_somebody_elses_is_refused_before_anything_is_encoded(server: Server) -> None:
+    """A table or a view of the team has the view's name, or the name of an index: it stays as it is."""
+    with psycopg.connect(server.url) as admin:
+        admin.execute("CREATE SCHEMA mine")
+        admin.execute("CREATE TABLE mine.documents AS SELECT 1 AS id")
+        admin.execute("CREATE VIEW mine.view AS SELECT 1 AS id")
+        admin.execute("CREATE TABLE mine.own_i0 (id text)")
+    for name in ("documents", "view"):
+        with pytest.raises(TargetError, match=rf"mine.{name} is there already, and was not made by Ratchet"):
+            _open(f"{server.url}#mine.{name}").live()
+    with pytest.raises(TargetError, match=r"mine.own_i0 was not made by Ratchet"):
+        promoted(_open(f"{server.url}#mine.own"), Rotated(0))
+    with psycopg.connect(server.url) as admin:
+        assert admin.execute("SELECT id FROM mine.documents UNION ALL SELECT id FROM mine.view").fetchall() == [
+            (1,),
+            (1,),
+        ]
+        assert admin.execute("SELECT id FROM mine.own_i0").fetchall() == []
+
+
+def test_a_database_that_is_not_in_utf_8_takes_what_it_can_hold(server: Server) -> None:
+    """What it cannot is refused with what to do."""
+    with server.superuser as admin:
+        admin.execute(
+            "CREATE DATABASE latin ENCODING 'LATIN1' TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C' OWNER prefect"
+        )
+    latin = server.database("latin")
+    with psycopg.connect(latin.replace("prefect@", "postgres@"), autocommit=True) as admin:
+        admin.execute("CREATE EXTENSION vector")
+    target, model = _open(latin), Rotated(0)
+    target.prepare(model.index)
+    target.load("i0", "a", replace(model.rows(range(1)), ids=["é"]))
+    assert target.search("i0", model(["document 0"]), 1)[0][0].id == "é"
+    with pytest.raises(TargetError, match=r"no equivalent in encoding.*the database is not in UTF-8"):
+        target.load("i0", "b", replace(model.rows(range(1, 2)), ids=["日"]))
+
+
 def test_more_dimensions_than_pgvector_indexes_are_refused(server: Server) -> None:
     """HNSW of pgvector ends at 2,000."""
     with pytest.raises(TargetError, match="at most 2000 dimensions, not 2048"):

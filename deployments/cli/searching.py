@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deployments.cli.common import CliError, StateOption, StoreOption, connect, console, say, state_folder
+from deployments.cli.common import CliError, StateOption, StoreOption, UsageError, connect, console, say, state_folder
 from deployments.cli.indexing import TargetOption
 from deployments.cli.stack import DEMO
 from deployments.stack import local
@@ -32,6 +32,8 @@ def search(
     Without a store it asks the main store of the local stack, or the demo's where nothing serves there; a stack that
     does not run is started as far as the search needs it.
     """
+    if not question.strip() or any("\ud800" <= char <= "\udfff" for char in question):
+        raise UsageError("ask a question: it is empty, or not UTF-8")
     from deployments.terminal import hits
     from flows.context import work_folder
     from tasks.index import open_target

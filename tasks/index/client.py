@@ -17,13 +17,16 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from tasks.index.encoder import folder_of
 from tasks.index.targets import GoneError, Hit, Live, NoIndexError, Target, TargetError
 from tasks.storage import Store
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 QueryEncoder = Callable[[Sequence[str]], np.ndarray]
 """Texts -> float32 unit vectors of shape (n_texts, dimension), by the query side of one model."""
@@ -90,7 +93,7 @@ class Searcher:
         if ready is None:
             with self._loading:
                 return self._prepared(live)
-        if ready.live.model == live.model:
+        if _same_model(ready.live, live):
             return self._renewed(ready, live)
         if time.monotonic() >= self._not_before and self._loading.acquire(
             blocking=False
@@ -110,9 +113,9 @@ class Searcher:
 
     def _prepared(self, live: Live) -> _Ready:
         ready = self._ready
-        if ready is not None and ready.live.model == live.model:
+        if ready is not None and _same_model(ready.live, live):
             return self._renewed(ready, live)
-        self._ready = ready = _Ready(live, self._load(live.model))
+        self._ready = ready = _Ready(live, encoder_of(live, self._load, self._target.address))
         return ready
 
     def _renewed(self, ready: _Ready, live: Live) -> _Ready:
@@ -121,6 +124,36 @@ class Searcher:
             return ready
         self._ready = ready = _Ready(live, ready.encode)
         return ready
+
+
+def encoder_of(live: Live, load: Callable[[str], QueryEncoder], address: str) -> QueryEncoder:
+    """The query encoder of a record's model. Raises TargetError where the index is another base model's."""
+    encode = load(live.model)
+    if getattr(encode, "documents", live.index.documents) != live.index.documents:
+        raise TargetError(
+            f"index {live.index.name} in {address} was made with another model than the one found for {live.model}: "
+            f"name its base model{live.base and f', {live.base}'}, or run `ratchet reindex`"
+        )
+    return encode
+
+
+def _same_model(one: Live, other: Live) -> bool:
+    """Whether one encoder is right for both: `base` may stand for several models, whose documents differ."""
+    return (one.model, one.index.documents) == (other.model, other.index.documents)
+
+
+@dataclass(frozen=True)
+class _Queries:
+    """The query side of a model; `documents` is the identity of its document encoder."""
+
+    model: SentenceTransformer
+    name: str
+    documents: str
+
+    def __call__(self, queries: Sequence[str]) -> np.ndarray:
+        from tasks import encoding
+
+        return encoding.encode(self.model, queries, "query", name=f"model {self.name}")
 
 
 def query_encoders(store: Store, work: Path, base_model: str) -> Callable[[str], QueryEncoder]:
@@ -132,7 +165,7 @@ def query_encoders(store: Store, work: Path, base_model: str) -> Callable[[str],
     def load(model: str) -> QueryEncoder:
         from tasks import encoding
 
-        loaded = encoding.load(folder_of(store, model, base_model, work))
-        return lambda queries: encoding.encode(loaded, queries, "query", name=f"model {model}")
+        folder = folder_of(store, model, base_model, work)
+        return _Queries(encoding.load(folder), model, encoding.document_identity(folder))
 
     return load

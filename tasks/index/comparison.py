@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -13,7 +13,7 @@ import numpy as np
 from tasks.encoding import FP32, CachedEncoder, ModelEncoder, VectorCache, text_hash
 from tasks.index import shards
 from tasks.index.build import Build, read_build
-from tasks.index.client import QueryEncoder, Searcher, query_encoders
+from tasks.index.client import QueryEncoder, Searcher, encoder_of, query_encoders
 from tasks.index.encoder import folder_of, path_of_night
 from tasks.index.serving import last_base_model
 from tasks.index.targets import Hit, Live, Target
@@ -57,7 +57,8 @@ def compare(
 
     Raises TargetError where there is no index yet, RegistryError, ModelError, StoreError.
     """
-    places = _Places(store, target, work, last_base_model(store))
+    serves = target.live()
+    places = _Places(store, target, work, (serves and serves.base) or last_base_model(store))
     answer = Searcher(target, places.load).search([query], k)
     live = answer.live
     after = Side(_named(live.model), answer.hits[0], _among(live, "its index"))
@@ -85,7 +86,9 @@ def _earlier_side(
     """What the model before finds; or None, and why."""
     kept = next((one for one in places.target.served() if one.model != live.model), None)
     if kept is not None:
-        hits = places.target.search(kept.index.name, places.load(kept.model)([query]), k)[0]
+        places = replace(places, base_model=kept.base or places.base_model)
+        encode = encoder_of(kept, places.load, places.target.address)
+        hits = places.target.search(kept.index.name, encode([query]), k)[0]
         return Side(_named(kept.model), hits, _among(kept, "its former index")), ""
     before = _before(places.store, live)
     if before is None:

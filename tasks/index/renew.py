@@ -8,7 +8,7 @@ that is rolled back finds its index.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -55,7 +55,7 @@ def follow(target: Target, serving: Serving) -> Live | None:
     for one in target.served():
         if one.index.documents != serving.model.identity:
             continue
-        wanted = replace(one, model=serving.model.version, promotion=serving.promotion, store=serving.store)
+        wanted = serving.live(one.index, one.contents)
         if wanted == live:
             return wanted
         if _holds(target, one.index.name, one.contents):
@@ -152,7 +152,7 @@ def switch(
     verified = verify(target, build.index, build.contents, queries, min_recall=rule.min_recall)
     if not still():
         return None
-    wanted = Live(build.index, serving.model.version, build.contents, serving.promotion, serving.store)
+    wanted = serving.live(build.index, build.contents)
     target.switch(wanted, live)
     return Renewed(wanted, verified, tuple(_tidy(target, 1 if rule.drop_previous else 2)))
 

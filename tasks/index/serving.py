@@ -12,6 +12,7 @@ from tasks import runs
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import document_identity, load, served
 from tasks.index.encoder import Model, folder_of
+from tasks.index.targets import Contents, Index, Live
 from tasks.intake import live_tables
 from tasks.registry import BASE, read_production
 from tasks.splits import load_split
@@ -37,6 +38,11 @@ class Serving(BaseModel):
     model: Model
     promotion: int
     store: str
+
+    def live(self, index: Index, contents: Contents) -> Live:
+        """The record of an index that serves for this model."""
+        base = self.model.base if self.model.version == BASE else ""
+        return Live(index, self.model.version, contents, self.promotion, self.store, base)
 
 
 def find_serving(store: Store, work: Path, base_model: str | None = None) -> Serving:

@@ -79,6 +79,7 @@ class Live:
         contents: what the index held when it was verified.
         promotion: number of the change in the ledger that this follows; 0 before any promotion.
         store: address of the store whose documents they are; empty where an earlier release made the index.
+        base: where `model` is the base model, its name.
     """
 
     index: Index
@@ -86,6 +87,7 @@ class Live:
     contents: Contents
     promotion: int
     store: str = ""
+    base: str = ""
 
 
 @dataclass(frozen=True)
