@@ -82,6 +82,29 @@ def test_too_few_pairs_and_what_the_model_cannot_tell_apart_are_not_judged() -> 
     assert "hardly tells its documents apart" in unknown.why
 
 
+def test_queries_that_the_model_puts_in_one_place_accuse_nobody() -> None:
+    """As of another language than the documents': one document stands out for all of them, and says nothing of each."""
+    queries, documents = _world(5, 300)
+    queries[200:] = documents[210] + np.random.default_rng(0).normal(0, 0.05, (100, 48))
+    labels = _labels(queries, documents, np.arange(300))
+    _, foreign = blame.judge(labels, [np.arange(100), np.arange(200, 300)], 0)
+    assert (foreign.share, foreign.named) == (None, False)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
+def test_many_queries_for_each_of_a_few_documents_are_judged(share: float) -> None:
+    """Questions and their few answers: an upload of 200 pairs about 10 documents."""
+    queries, documents = _world(6, 500)
+    rng = np.random.default_rng(6)
+    document = np.arange(500)
+    document[300:] = 300 + np.arange(200) % 10
+    queries[300:] = documents[document[300:]] + rng.normal(0, 0.1, (200, 48))
+    document = _shuffled(document, np.arange(300, 500), share, rng)
+    groups = [np.arange(100), np.arange(100, 200), np.arange(300, 500)]
+    found = blame.judge(_labels(queries, documents, document), groups, 0)
+    assert [one.named for one in found] == [False, False, share > 0]
+
+
 def test_an_upload_that_is_all_there_is_has_nothing_to_be_compared_with() -> None:
     """With right labels it is not named; with shuffled ones it is, for no set of right labels is that bad."""
     queries, documents = _world(3, 150)
