@@ -17,6 +17,7 @@ from tasks.training import hardware
 from tasks.training.embedder import Embedder, Texts
 from tasks.training.examples import Examples
 from tasks.training.loop import batch_loss
+from tasks.training.processes import Group
 from tasks.training.start import choose_kernel
 from tests.test_batches import table
 from tests.test_buckets import TEXTS, WORDS
@@ -73,3 +74,17 @@ def test_a_packed_step_is_few_launches_and_waits_for_nothing() -> None:
     once = launches(hardware.chunk_tokens(torch.device("cuda")))
     assert once < 900
     assert launches(hardware.chunk_tokens(torch.device("cpu"))) > 2 * once
+
+
+def test_a_process_without_a_share_of_a_batch_has_vectors_where_the_model_is() -> None:
+    """Fewer texts than GPUs: NCCL gathers tensors of the GPU only."""
+    model = load(resolve_model(BUNDLED_MODEL), "cpu").to("meta")
+    seen: list[str] = []
+
+    class Fourth(Group):
+        def gather(self, own: torch.Tensor, rows: int) -> torch.Tensor:
+            seen.append(own.device.type)
+            return own.new_zeros(rows, own.shape[1])
+
+    Embedder(model, group=Fourth(3, 4)).embed((Texts(model, TEXTS[:2], "document"), np.arange(2)))
+    assert seen == ["meta"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
+from tasks.encoding.device import put_aside
 from tasks.encoding.encoder import PLAIN, ROLES, NumericPath, VectorError, encode
 from tasks.encoding.folder import ModelError
 from tasks.encoding.model import load, served, transformers_of
@@ -25,17 +26,19 @@ _LAST: Final = 3
 """Words from the end of a vocabulary."""
 
 
-def check_encodes(folder: Path, texts: Sequence[str], described: str) -> None:
+def check_encodes(folder: Path, texts: Sequence[str], described: str, device: str | None = None) -> None:
     """Load a model that is to be scored, and encode some texts in both roles, and one at full length.
 
-    Raises ModelError that begins with `described`, where that cannot be done.
+    On `device`, or the best there is, whose memory is given back. Raises ModelError that begins with `described`, where
+    that cannot be done.
     """
     try:
-        model = load(folder)
+        model = load(folder, device)
         check_weights(model)
     except ModelError as error:
         raise ModelError(f"{described} cannot be used as it is: {error}") from error
     probe_vectors(model, [*texts, longest_text(model)], described)
+    put_aside([model])
 
 
 def check_weights(model: SentenceTransformer) -> None:

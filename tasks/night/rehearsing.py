@@ -57,7 +57,7 @@ def rehearse(run: Run, production: str | None, plan: Plan, training: Training, d
     few = [texts[int(place)] for place in np.linspace(0, len(texts) - 1, _FEW)]
     tried = set() if plan.side == "query" else {None if plan.start == trainer.BASE else plan.start}
     for version in sorted({production, None} - tried, key=str):
-        _check_side(run.store, version, training.base_model, few, work)
+        _check_side(run.store, version, training, few, work)
 
 
 def _check_writing(store: Store, run_id: str) -> None:
@@ -71,15 +71,17 @@ def _check_writing(store: Store, run_id: str) -> None:
         )
 
 
-def _check_side(store: Store, version: str | None, base_model: str, texts: list[str], work: Path) -> None:
-    """Refuse a model beside which no candidate could be scored."""
+def _check_side(store: Store, version: str | None, training: Training, texts: list[str], work: Path) -> None:
+    """Refuse a model beside which no candidate could be scored; several processes get the GPUs to themselves."""
     from tasks.encoding import ModelError
     from tasks.encoding.probes import check_encodes
     from tasks.registry import VersionError
 
-    described = f"base model {base_model!r}" if version is None else f"version {version}, which serves"
+    name = training.base_model
+    described = f"base model {name!r}" if version is None else f"version {version}, which serves"
+    device = None if training.processes == training.nodes == 1 else "cpu"
     try:
-        check_encodes(model_folder(store, version, base_model, work), texts, "it")
+        check_encodes(model_folder(store, version, name, work), texts, "it", device)
     except (ModelError, VersionError) as error:
         remedy = "put back another (`ratchet rollback --to VERSION`), or the base model (`--to base`)"
         if version is None:
