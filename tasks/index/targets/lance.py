@@ -246,15 +246,19 @@ class LanceTarget:
         return self._is_whole(name) and self._database.open_table(name).schema.names == _COLUMNS
 
     def _check_new(self, name: str, ids: Sequence[str]) -> None:
-        """Raise TargetError where an id comes twice, or is in the table already: LanceDB has no key of its own."""
+        """Raise TargetError where an id comes twice, or is there already: LanceDB has no key of its own.
+
+        A large table is not looked through for every shard; with an id twice it does not verify.
+        """
         import pyarrow as pa
         import pyarrow.compute as pc
 
         known = pa.array(ids, pa.string())
         repeated = [one["values"] for one in known.value_counts().to_pylist() if one["counts"] > 1]
-        with self._words("read"):
-            for batch in self._scan(name, ["id"]):
-                repeated += batch["id"].filter(pc.is_in(batch["id"], known)).to_pylist()
+        if self._table(name).count_rows() <= _EXACT_ROWS:
+            with self._words("read", name):
+                for batch in self._scan(name, ["id"]):
+                    repeated += batch["id"].filter(pc.is_in(batch["id"], known)).to_pylist()
         if repeated:
             raise TargetError(
                 f"index {name} in {self.address} has the id {repeated[0][:80]!r} already: ids must be unique among the "

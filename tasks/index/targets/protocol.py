@@ -143,7 +143,8 @@ class Target(Protocol):
     def load(self, name: str, shard: str, rows: Rows) -> None:
         """Add a shard in one step: all of it or nothing. A shard that is loaded already is left as it is.
 
-        Raises TargetError where the index has served, the dimension differs, or an id is there already.
+        Raises TargetError where the index has served, the dimension differs, or an id comes twice. An id of an earlier
+        shard may be found by `verify` alone.
         """
 
     def build(self, name: str) -> None:
