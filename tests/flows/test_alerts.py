@@ -26,8 +26,8 @@ from deployments.server.settings import AlertName, Channel, Settings, StoreSetti
 from deployments.stack import local
 from flows.retrain import retrain
 from flows.watch_production import watch_production
-from tasks import alerts, intake, registry, steps
-from tasks.config import Delta, Model, Outcome, Watch
+from tasks import alerts, intake, night, registry, steps
+from tasks.config import Delta, GuardResult, Model, Outcome, Watch
 from tasks.report import Evidence, Fallen, messages
 from tasks.runs import Run, run_id
 from tasks.scoring import serving
@@ -325,6 +325,22 @@ def test_blocked_data_is_told(hook: Receiver, night_store: Store) -> None:
     assert "0.4" in message.body or "40" in message.body
     assert outcome.report is not None
     assert outcome.report in message.body
+
+
+def test_a_guard_set_that_cannot_be_judged_is_told_once(
+    hook: Receiver, night_store: Store, better: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two nights that it holds, one message with what is wrong."""
+    name = night_store.url.rpartition("/")[2]
+    why = f"Guard set '{name}' cannot be read: there is no corpus.jsonl"
+    broken = GuardResult(name=name, verdict="not judged", reasons=[why])
+    candidate = Model(version=better, scores={"mrr": 0.7})
+    judged = night.Judged("held", [why], candidate, Model(), guards=[broken])
+    monkeypatch.setattr(night, "judge", lambda *_: judged)
+    for _ in range(2):
+        assert retrain(store=night_store.url, force=True).verdict == "held"
+    message = hook.once(lambda one: why in one.body)
+    assert message.subject == "Ratchet: a guard set cannot be judged"
 
 
 def test_a_failed_run_is_told(hook: Receiver, on_stack: local.Stack, night_store: Store) -> None:
