@@ -235,6 +235,19 @@ def test_without_documents_the_labelled_ones_are_taken(tmp_path: Path) -> None:
         ) == ["A seal.", "A valve.", "a  PUMP."]
 
 
+def test_documents_that_are_gone_do_not_make_way_for_the_labelled_ones(model: Path, tmp_path: Path) -> None:
+    """As while somebody uploads them anew: the index that serves stays; it begins with labelled ones where it may."""
+    store, target = memory_store(), opened(tmp_path / "target")
+    store.put("pairs/a.jsonl", lines({"query": "q", "document": "A pump."}))
+    take_in(store, writer="test")
+    assert renewed(store, target, model, tmp_path).live.contents.count == 1
+    live = renewed(filled(store), target, model, tmp_path).live
+    store.delete([entry.key for entry in store.entries("documents/")])
+    with pytest.raises(DocumentsError, match="documents/ is empty, and the index that serves"):
+        renewed(store, target, model, tmp_path)
+    assert target.live() == live
+
+
 # --- vectors in the store --------------------------------------------------------------------------------------
 
 

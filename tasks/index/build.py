@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.encoding import Progress
 from tasks.index import on_ray, shards
-from tasks.index.documents import Documents
+from tasks.index.documents import Documents, Origin
 from tasks.index.encoder import Model, ShardEncoder, ShardWorker
 from tasks.index.on_ray import Done, RayError
 from tasks.index.shards import Shard, ShardError
@@ -50,6 +50,8 @@ class Build:
     identity: str
     dimension: int
     shards: tuple[Listed, ...]
+    origin: Origin | None = None
+    """Where the documents come from; None where an earlier release wrote the record."""
     second: bool = False
 
     @property
@@ -59,7 +61,7 @@ class Build:
 
     def body(self) -> bytes:
         """The one way to write it down."""
-        fields = {name: value for name, value in asdict(self).items() if name != "second" or value}
+        fields = {name: value for name, value in asdict(self).items() if value}
         return orjson.dumps(fields, option=orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2) + b"\n"
 
     @property
@@ -120,7 +122,7 @@ def build(
         if on_progress is not None:
             on_progress(done, len(wanted))
     listed = tuple(Listed(name, found[name].count, found[name].checksum) for name in wanted)
-    whole = Build(model.identity, model.dimension, listed)
+    whole = Build(model.identity, model.dimension, listed, documents.origin)
     write_build(store, whole)
     store.delete(shards.staged_key(name) for name in missing)
     return Built(whole, encoded, len(missing))

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -16,11 +17,12 @@ from tasks.encoding import Progress
 from tasks.index import renew, shards
 from tasks.index.build import Build, build, read_build
 from tasks.index.client import query_encoders
-from tasks.index.documents import Documents, Origin, gather
+from tasks.index.documents import Documents, DocumentsError, Origin, gather
 from tasks.index.renew import Renewed, Rule
 from tasks.index.serving import Serving, still_serves, trial_queries
-from tasks.index.targets import Target
-from tasks.storage import Store
+from tasks.index.shards import ShardError
+from tasks.index.targets import Live, Target
+from tasks.storage import MissingKeyError, Store
 
 _STALE_SECONDS: Final = 86_400
 """Age at which documents on local disk belong to a run that was killed."""
@@ -109,8 +111,24 @@ def _embedded(name: str, parts: int, encoded: int, made: int, documents: Documen
 
 
 def load(store: Store, target: Target, name: str, on_progress: Progress | None = None) -> int:
-    """Load an index beside the one that serves; returns how many shards the target lacked."""
-    return renew.load(store, target, read_build(store, name), on_progress)
+    """Load an index beside the one that serves; returns how many shards the target lacked.
+
+    Raises DocumentsError where documents/ was emptied since: labelled documents are no index of a search that has more.
+    """
+    build, live = read_build(store, name), target.live()
+    if build.origin == "commit" and live is not None and _of_documents(store, live):
+        raise DocumentsError(
+            f"documents/ is empty, and the index that serves in {target.address} was made of it: put the documents "
+            "back; to index those of pairs and corpus/, name another target"
+        )
+    return renew.load(store, target, build, on_progress)
+
+
+def _of_documents(store: Store, live: Live) -> bool:
+    """Whether an index was made of documents/; False where its record is gone."""
+    with suppress(MissingKeyError, ShardError):
+        return read_build(store, live.index.name).origin == "documents"
+    return False
 
 
 def switch(store: Store, target: Target, name: str, serving: Serving, rule: Rule, work: Path) -> Renewed | None:
