@@ -165,6 +165,9 @@ def test_quarantine_counts_reasons_and_names_a_place(store: Store) -> None:
         b"{",
     ]
     store.put("pairs/today.jsonl", b"\n".join(rows))
+    for command, said in (("quarantine", "no row was rejected"), ("rows", "a night takes in what was uploaded")):
+        done = _ratchet(command, "--store", store.url)
+        assert said in done.stdout + done.stderr
     take_in(store, writer="test")
     done = _ratchet("quarantine", "--store", store.url)
     assert done.returncode == 0, done.stderr

@@ -31,7 +31,8 @@ def quarantine(store: StoreOption = None, state: StateOption = None) -> None:
     from deployments.terminal import show
     from tasks.intake import quarantined
 
-    show.to(console, show.rejected(quarantined(connect(state, store))))
+    table = show.rejected(quarantined(connect(state, store)))
+    show.to(console, table if table.row_count else "no row was rejected")
 
 
 def suspects(
@@ -73,11 +74,15 @@ def rows(
     from tasks.splits import document_key
 
     wanted = None if query is None else document_key(query)
+    found = False
     for table in live_tables(connect(state, store), key):
         for batch in table.to_batches(max_chunksize=10_000):
             for row in batch.to_pylist():
                 if wanted is None or document_key(row["query"] or "") == wanted:
                     typer.echo(as_json(row))
+                    found = True
+    if not found and key is None and query is None:
+        errors.print("no rows yet: a night takes in what was uploaded; `ratchet read FILE` shows what it would take")
 
 
 def forget(
@@ -103,6 +108,7 @@ def forget(
     if dry_run or not plan:
         return
     if not yes and not typer.confirm("Erase all of it? This cannot be undone."):
+        console.print("nothing was erased")
         raise typer.Exit(1)
     try:
         audit = erasure.carry_out(opened, wanted, plan)
