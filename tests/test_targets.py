@@ -16,6 +16,7 @@ import lancedb
 import numpy as np
 import psycopg
 import pytest
+from filelock import FileLock
 from psycopg import sql
 
 from tasks import index, registry
@@ -700,6 +701,21 @@ def test_a_damaged_record_of_what_serves_is_not_taken_for_nothing(tmp_path: Path
         target.live()
     with pytest.raises(TargetError, match="cannot be read as what serves"):
         promoted(target, Rotated(1))
+
+
+def test_a_writer_waits_its_turn_and_not_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another run holds the lock, or it cannot be taken: an error with what to do, and what serves is searched."""
+    monkeypatch.setattr("tasks.index.targets.lance._SECONDS", 0.1)
+    target = open_target(f"lancedb:{tmp_path}", store="s3://bucket", work=tmp_path)
+    live = promoted(target, Rotated(0))
+    with FileLock(tmp_path / "served.lock"), pytest.raises(TargetError, match="another run writes to it: try again"):
+        target.drop("i1")
+    (tmp_path / "served.lock").unlink()
+    (tmp_path / "served.lock").mkdir()
+    with pytest.raises(TargetError, match="cannot be locked"):
+        target.switch(replace(live, promotion=1), live)
+    assert target.live() == live
+    assert target.search("i0", Rotated(0)(["document 1"]), 1)[0][0].id == "d1"
 
 
 def test_tables_of_somebody_else_are_left_alone(tmp_path: Path) -> None:

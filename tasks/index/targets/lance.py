@@ -120,7 +120,7 @@ class LanceTarget:
                 pa.field("vector", pa.list_(pa.float32(), index.dimension), nullable=False),
             ]
         )
-        with self._lock, self._words("prepared"):
+        with self._turn(), self._words("prepared"):
             if not self._is_whole(index.name):
                 self._forget(index.name)
                 self._database.create_table(index.name, schema=schema)
@@ -140,7 +140,7 @@ class LanceTarget:
         """Add a shard in one commit, unless it is there."""
         table = self._table(name)
         check_rows(rows, self._dimension(table))
-        with self._lock:
+        with self._turn():
             if any(live.index.name == name for live in self._read()):
                 raise TargetError(f"index {name} in {self.address} has served, and is not written again")
             if shard in self.loaded(name):
@@ -157,7 +157,7 @@ class LanceTarget:
         from lancedb.index import IvfSq
 
         table = self._table(name)
-        with self._lock, self._words("indexed"):
+        with self._turn(), self._words("indexed"):
             if table.count_rows() > _EXACT_ROWS and not table.list_indices():
                 table.create_index("vector", config=IvfSq(distance_type="cosine"))
 
@@ -181,7 +181,7 @@ class LanceTarget:
 
     def switch(self, live: Live, expected: Live | None) -> None:
         """Replace the file that says what serves."""
-        with self._lock:
+        with self._turn():
             served = self._read()
             if not follow(live, served[0] if served else None, expected, self.address):
                 return
@@ -191,7 +191,7 @@ class LanceTarget:
 
     def drop(self, name: str) -> None:
         """Delete a table, if it is there and does not serve."""
-        with self._lock:
+        with self._turn():
             self._forget(name)
             with self._words("deleted"):
                 # gone at once, and not file by file: a search that is under way sees that, and asks again
@@ -202,6 +202,16 @@ class LanceTarget:
 
     def close(self) -> None:
         """Nothing is held open."""
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """The turn of this writer. Raises TargetError where another one does not end, or the folder is read-only."""
+        with self._words("locked"):
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            self._lock.release()
 
     def _forget(self, name: str) -> None:
         """Delete what is kept about an index. Raises TargetError for the one that serves."""
@@ -322,6 +332,8 @@ def _remedy(said: str) -> str:
     """What to do, by what the operating system says."""
     if any(full in said for full in ("No space left", "File too large", "Disk quota")):
         return "make room on the disk and start again: what was loaded is kept"
+    if "could not be acquired" in said:
+        return "another run writes to it: try again when that has ended"
     if "File exists" in said or "Not a directory" in said:
         return "name a folder, or one that can be made there"
     if "Permission denied" in said or "Read-only" in said:
