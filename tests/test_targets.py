@@ -626,6 +626,8 @@ def test_documents_that_no_query_can_find_do_not_fail_an_index(opening: Opening)
     target.build(model.index.name)
     expected = contents_of(rows.ids, rows.texts, rows.vectors)
     assert verify(target, model.index, expected, model(["query 1", "query 2"])).recall == 1.0
+    [found, nothing] = target.search(model.index.name, np.stack([rows.vectors[0], rows.vectors[3]]), 5)
+    assert ([hit.id for hit in found][:1], len(found), nothing) == (["d0"], 3, [])
 
 
 def test_a_checksum_changes_with_any_id_text_or_vector_and_not_with_the_order() -> None:

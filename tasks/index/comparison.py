@@ -63,7 +63,8 @@ def compare(
     live = answer.live
     after = Side(_named(live.model), answer.hits[0], _among(live, "its index"))
     before, note = _earlier_side(places, live, query, k, on_step)
-    return Comparison(before, after, tuple(one for one in (_lag(store, live), note) if one))
+    unknown = "" if after.hits else f"{after.model} knows no word of the question"
+    return Comparison(before, after, tuple(one for one in (unknown, _lag(store, live), note) if one))
 
 
 @dataclass(frozen=True)

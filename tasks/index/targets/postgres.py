@@ -15,6 +15,7 @@ vectors of that model, or finds nothing.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from dataclasses import asdict
@@ -192,10 +193,13 @@ class PostgresTarget:
                 if exact:
                     connection.execute("SET LOCAL enable_indexscan = off")
                     connection.execute("SET LOCAL enable_seqscan = on")
-                return [
-                    [Hit(*row) for row in connection.execute(statement, {"query": vector, "k": k})]
+                found = (
+                    connection.execute(statement, {"query": vector, "k": k})
                     for vector in np.asarray(vectors, np.float32)
-                ]
+                )
+                return [
+                    [Hit(*row) for row in rows if not math.isnan(row[-1])] for rows in found
+                ]  # of a vector of zeros
 
         return self._do("search", ask)
 

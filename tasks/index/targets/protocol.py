@@ -156,7 +156,8 @@ class Target(Protocol):
     def search(self, name: str, vectors: np.ndarray, k: int, *, exact: bool = False) -> list[list[Hit]]:
         """The k nearest documents of each query vector (shape (n_queries, dimension)), the nearest first.
 
-        `exact` compares with every document; without it the search structure is used. Raises GoneError.
+        `exact` compares with every document; without it the search structure is used. A vector of zeros, as static
+        embeddings give where they know no word, finds nothing and is not found. Raises GoneError.
         """
 
     def switch(self, live: Live, expected: Live | None) -> None:

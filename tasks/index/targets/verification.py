@@ -62,8 +62,7 @@ def _recall(target: Target, name: str, queries: np.ndarray) -> float:
     nearest = target.search(name, queries, K, exact=True)
     found = target.search(name, queries, K)
     wanted = reached = 0
-    for every, approximate in zip(nearest, found, strict=True):
-        exact = [hit for hit in every if np.isfinite(hit.score)]  # a document without any direction is near to nothing
+    for exact, approximate in zip(nearest, found, strict=True):
         least = exact[-1].score - 1e-6 if exact else 0.0
         wanted += len(exact)
         reached += len({hit.id for hit in approximate if hit.score >= least})
