@@ -12,6 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from tasks.config import MODEL_FILES
+
 _PICKLES: Final = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".h5"}
 _CODE: Final = re.compile(r"(modeling|configuration|tokenization|.*processing|custom)[\w-]*\.py")
 """Modules that the settings of a model can ask transformers to import."""
@@ -96,7 +98,8 @@ def _exports(folder: Path, files: Sequence[Path]) -> str:
     weights = {*_PICKLES - {".h5"}, ".safetensors"}
     if any(path.suffix in weights and not path.name.startswith("openvino") for path in files):
         return ""
-    return " and ".join(sorted({_EXPORTS[path.suffix] for path in folder.rglob("*") if path.suffix in _EXPORTS}))
+    found = (path.suffix for level in ("*", "*/*") for path in folder.glob(level))
+    return " and ".join(sorted({_EXPORTS[suffix] for suffix in found if suffix in _EXPORTS}))
 
 
 def is_model(folder: Path) -> bool:
@@ -105,10 +108,17 @@ def is_model(folder: Path) -> bool:
 
 
 def read_files(folder: Path) -> list[Path]:
-    """The files that loading may read, sorted: those directly in the model's folder and in its modules' folders."""
+    """The files that loading may read, sorted: those directly in the model's folder and in its modules' folders.
+
+    Links to nothing are among them, unless it is only a card that is lacking.
+    """
     folders = dict.fromkeys([folder, *_module_folders(folder)])
     every = [inner for one in folders for inner in (one, one / _TEMPLATES) if inner.is_dir()]
-    return sorted(path for one in every for path in one.iterdir() if not path.is_dir())
+    return sorted(path for one in every for path in one.iterdir() if path.is_file() or _leads_nowhere(path))
+
+
+def _leads_nowhere(path: Path) -> bool:
+    return path.is_symlink() and not path.exists() and path.suffix in MODEL_FILES - {".md"}
 
 
 def read_json(path: Path) -> Any:
@@ -204,7 +214,7 @@ def _check_settings(folder: Path) -> None:
 
 def _check_file(path: Path) -> None:
     """Refuse one file that loading may read."""
-    if not path.exists():
+    if _leads_nowhere(path):
         raise ModelError(f"{path} is a link to a file that is not there: download the model again")
     if _CODE.fullmatch(path.name):
         raise ModelError(f"{path} is code; models are loaded as data only")
