@@ -60,7 +60,7 @@ def scores(found: Outcome) -> Table:
 
 def guards(results: Iterable[GuardResult]) -> Table:
     """What each guard set says of the candidate, metric by metric."""
-    table = _table("guard set", "metric", "queries", "before", "after", "difference", "interval", "says")
+    table = _table("guard set", "metric", "queries", "before", "after", "difference", "interval", "result")
     for result in results:
         queries = f"{result.queries:,}" if result.queries else ""
         for name, delta in result.deltas.items():
@@ -86,14 +86,14 @@ def trial(found: Trial) -> RenderableType:
     )
     lines = [
         f"Tested     {found.queries:,} queries among {found.documents:,} documents ({held_out})",
-        f"Trained    on {found.trained:,} rows, {found.steps:,} steps",
+        f"Trained    on {found.trained:,} rows, {found.steps:,} step{'s' * (found.steps != 1)}",
         f"Verdict    [bold {_COLOURS[found.decision.verdict]}]{found.decision.verdict}[/], by the rule of a night",
         *(f"           {escape(reason)}" for reason in found.decision.reasons),
         f"Guidance   {escape(found.guidance)}",
-        *(f"Mind       {escape(text)}" for text in (*found.checks.warnings, *found.cautions)),
+        *(f"Note       {escape(text)}" for text in (*found.checks.warnings, *found.cautions)),
     ]
     seen = [
-        f"Mind       {result.trained:,} of the {result.queries:,} queries of the guard set {escape(result.name)} are "
+        f"Note       {result.trained:,} of the {result.queries:,} queries of the guard set {escape(result.name)} are "
         "trained on, so it guards less than it seems to."
         for result in found.guards
         if result.trained
