@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import httpx
+
 from deployments.stack import local
 
 if TYPE_CHECKING:
@@ -18,6 +20,12 @@ if TYPE_CHECKING:
 
 PATIENCE: Final = 20_000
 """Milliseconds that any one step may take."""
+
+
+def api(stack: local.Stack) -> httpx.Client:
+    """A client of the stack's Prefect API that knows its password, and needs no event loop."""
+    user, _, password = stack.password_file.read_text().strip().partition(":")
+    return httpx.Client(base_url=f"{stack.api_url}/", auth=(user, password), timeout=60, trust_env=False)
 
 
 @contextmanager

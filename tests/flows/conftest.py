@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from prefect.client.orchestration import get_client
+from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.settings import PREFECT_API_AUTH_STRING, PREFECT_API_URL, temporary_settings
 
 import flows.retrain
@@ -52,6 +52,13 @@ def on_stack(stack: local.Stack) -> Iterator[local.Stack]:
     """The stack, with this process as its client."""
     with client_of(stack):
         yield stack
+
+
+@pytest.fixture(scope="module")
+def client(on_stack: local.Stack) -> Iterator[SyncPrefectClient]:
+    """The API of the stack's server."""
+    with get_client(sync_client=True) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="module")

@@ -9,13 +9,12 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import DeploymentFilter
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.events import emit_event
@@ -37,13 +36,6 @@ from tests.flows.conftest import SETTINGS
 from tests.flows.receiver import Receiver
 
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
-
-
-@pytest.fixture(scope="module")
-def client(on_stack: local.Stack) -> Iterator[SyncPrefectClient]:
-    """The API of the stack's server."""
-    with get_client(sync_client=True) as opened:
-        yield opened
 
 
 def _block(client: SyncPrefectClient, *, secrets: bool = False) -> dict[str, Any]:

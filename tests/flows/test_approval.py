@@ -6,7 +6,7 @@ What is trained is left out of most of them: their candidate is a version that w
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import httpx
 import pytest
 from playwright.sync_api import expect
 from prefect.blocks.system import Secret
-from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import AwaitingRetry
@@ -36,13 +36,6 @@ from tests.models import published
 pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 HOUR = Gate(approval_hours=1)
-
-
-@pytest.fixture(scope="module")
-def client(on_stack: local.Stack) -> Iterator[SyncPrefectClient]:
-    """The API of the stack's server."""
-    with get_client(sync_client=True) as opened:
-        yield opened
 
 
 @pytest.fixture(autouse=True)
@@ -213,18 +206,14 @@ def test_publishing_comes_after_the_verdict_and_cannot_change_it(
     assert Run(night_store, outcome.run_id).read(runs.PUBLISHED_HUGGINGFACE).version == better
 
 
-def _api(stack: local.Stack) -> httpx.Client:
-    user, _, password = stack.password_file.read_text().strip().partition(":")
-    return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=20, trust_env=False)
-
-
 @pytest.mark.slow
 def test_a_person_approves_in_the_ui(on_stack: local.Stack, tmp_path: Path) -> None:
     """A whole night by its deployment: its page shows the paused run, Resume the form with figures, and it promotes."""
     made = new_night(on_stack)
     run = made.start(gate={"approval_hours": 1})
     run_id = wait_for("the candidate to wait", lambda: _waits(made.store))
-    with chromium() as browser, prefect_ui.signed_in(browser, on_stack, tmp_path) as page, _api(on_stack) as api:
+    api = prefect_ui.api(on_stack)
+    with api, chromium() as browser, prefect_ui.signed_in(browser, on_stack, tmp_path) as page:
         wanted = {"flow_runs": {"name": {"any_": [f"approve-{run_id}"]}, "state": {"name": {"any_": ["Paused"]}}}}
         (paused,) = wait_for("the form", lambda: api.post("flow_runs/filter", json=wanted).json())
         page.goto(f"{on_stack.ui_url}/v2/runs/flow-run/{paused['id']}")

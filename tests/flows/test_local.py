@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from deployments.stack import guard, local
+from tests import prefect_ui
 from tests.flows.nights import wait_for
 
 pytestmark = pytest.mark.stack
@@ -26,11 +27,6 @@ from deployments.stack import local
 with local.running(Path(sys.argv[1]), deployments=Path(sys.argv[2])):
     time.sleep(600)
 """
-
-
-def _api(stack: local.Stack) -> httpx.Client:
-    user, _, password = stack.password_file.read_text().strip().partition(":")
-    return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=60, trust_env=False)
 
 
 def _listening(stack: local.Stack) -> set[str]:
@@ -60,7 +56,7 @@ def test_the_prefect_api_asks_for_the_password(stack: local.Stack) -> None:
     url = f"{stack.api_url}/deployments/filter"
     assert httpx.post(url, json={}, trust_env=False).status_code == 401
     assert httpx.post(url, json={}, auth=("ratchet", "guess"), trust_env=False).status_code == 401
-    with _api(stack) as api:
+    with prefect_ui.api(stack) as api:
         assert api.post("deployments/filter", json={}).status_code == 200
 
 
@@ -104,7 +100,7 @@ def test_state_is_for_its_owner_and_secrets_are_in_no_log(stack: local.Stack) ->
         assert not any(secret in text for secret in secrets), path
     for process in guard.marked(stack.mark):
         assert not any(secret in " ".join(process.cmdline()) for secret in secrets), process
-    with _api(stack) as api:
+    with prefect_ui.api(stack) as api:
         assert not any(secret in api.post("deployments/filter", json={}).text for secret in secrets)
 
 
@@ -119,7 +115,7 @@ def test_a_second_stack_beside_a_running_one_is_refused(stack: local.Stack) -> N
 
 def test_the_nightly_schedule_yields_a_run_in_the_future(stack: local.Stack) -> None:
     """A server whose scheduler fails looks healthy: only a scheduled run shows that nights will come."""
-    with _api(stack) as api:
+    with prefect_ui.api(stack) as api:
         nightly = api.get("deployments/name/retrain/nightly").json()
         assert [(schedule["slug"], schedule["schedule"]["timezone"]) for schedule in nightly["schedules"]] == [
             ("nightly", "UTC")
@@ -134,7 +130,7 @@ def test_the_nightly_schedule_yields_a_run_in_the_future(stack: local.Stack) -> 
 
 def test_nights_do_not_overlap_and_gpu_work_queues(stack: local.Stack) -> None:
     """A second night at once is cancelled, a second fine-tuning waits: as the deployments say."""
-    with _api(stack) as api:
+    with prefect_ui.api(stack) as api:
         for name, strategy in (("retrain/nightly", "CANCEL_NEW"), ("fine-tune/gpu", "ENQUEUE")):
             deployment = api.get(f"deployments/name/{name}").json()
             assert deployment["global_concurrency_limit"]["limit"] == 1
@@ -151,7 +147,7 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", _OWNER, str(state), str(PROBE)], cwd=local.ROOT)
     try:
         stack = wait_for("the stack", lambda: local.find(state))
-        with _api(stack) as api:
+        with prefect_ui.api(stack) as api:
             interrupted = _run(api, "probe/cpu", 600)
             wait_for("the run", lambda: _state(api, interrupted) == "RUNNING")
             wait_for("the run's own child", lambda: len(guard.marked(stack.mark)) >= 6)
@@ -164,7 +160,7 @@ def test_a_killed_stack_leaves_nothing_and_starts_again(tmp_path: Path) -> None:
     assert local.find(state) is None
     with local.running(state, deployments=PROBE) as again:
         assert (again.api_url, again.s3_endpoint) == (stack.api_url, stack.s3_endpoint)
-        with _api(again) as api:
+        with prefect_ui.api(again) as api:
             assert _state(api, interrupted) == "CRASHED"
             for deployment in ("probe/cpu", "probe/gpu"):
                 following = _run(api, deployment, 0)

@@ -8,7 +8,6 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -23,11 +22,6 @@ pytestmark = [pytest.mark.stack, pytest.mark.timeout(900)]
 
 PATIENCE = prefect_ui.PATIENCE
 BELOW = "0.5 is less than or equal to the minimum of 0.5"
-
-
-def _api(stack: local.Stack) -> httpx.Client:
-    user, _, password = stack.password_file.read_text().strip().partition(":")
-    return httpx.Client(base_url=stack.api_url + "/", auth=(user, password), timeout=20, trust_env=False)
 
 
 def _refuses(page: Page, name: str, wrong: str, words: str) -> None:
@@ -54,7 +48,7 @@ def test_a_night_from_the_form_to_its_report(stack: local.Stack, tmp_path: Path)
     rows = ({"query": f"part {i}", "document": f"made of iron {i}"} for i in range(20))
     store.put("pairs/a.jsonl", b"".join(json.dumps(row).encode() + b"\n" for row in rows))
 
-    with chromium() as browser, prefect_ui.signed_in(browser, stack, tmp_path) as page, _api(stack) as api:
+    with chromium() as browser, prefect_ui.signed_in(browser, stack, tmp_path) as page, prefect_ui.api(stack) as api:
 
         def runs() -> list[dict[str, Any]]:
             found: list[dict[str, Any]] = api.post(

@@ -7,8 +7,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 from typing import TYPE_CHECKING, Final
 
-import httpx
-
 from deployments import demo
 from deployments.server.settings import Settings
 from deployments.stack import local
@@ -70,6 +68,9 @@ def photograph(stack: local.Stack, folder: Path) -> None:
         _picture(page, folder / "ui-report.png", page.get_by_role("heading", name="Promoted: "))
 
         page.goto(f'{stack.ui_url}/v2/events?events=["ratchet.*"]')
+        while not page.get_by_text(_EVENT).count():  # the span of time that is listed ends before the latest events
+            page.wait_for_timeout(10_000)
+            page.reload(wait_until="networkidle")
         _picture(page, folder / "ui-events.png", page.get_by_text(_EVENT))
         page.goto(f"{stack.ui_url}/v2/automations")
         _picture(page, folder / "ui-automations.png", page.get_by_text("ratchet: regressed"))
@@ -77,9 +78,8 @@ def photograph(stack: local.Stack, folder: Path) -> None:
 
 def _wait_for_end(stack: local.Stack, run: str) -> None:
     """Wait until the night has ended and its event is in the list of events, which is written a little later."""
-    user, _, password = stack.password_file.read_text().strip().partition(":")
     deadline = time.monotonic() + _NIGHT
-    with httpx.Client(base_url=f"{stack.api_url}/", auth=(user, password), timeout=60, trust_env=False) as api:
+    with prefect_ui.api(stack) as api:
 
         def ended() -> bool:
             wanted = {"filter": {"event": {"name": [_EVENT]}}}
