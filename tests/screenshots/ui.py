@@ -68,7 +68,9 @@ def photograph(stack: local.Stack, folder: Path) -> None:
         _picture(page, folder / "ui-report.png", page.get_by_role("heading", name="Promoted: "))
 
         page.goto(f'{stack.ui_url}/v2/events?events=["ratchet.*"]')
-        while not page.get_by_text(_EVENT).count():  # the span of time that is listed ends before the latest events
+        for _ in range(12):  # the span of time that is listed ends before the latest events
+            if page.get_by_text(_EVENT).count():
+                break
             page.wait_for_timeout(10_000)
             page.reload(wait_until="networkidle")
         _picture(page, folder / "ui-events.png", page.get_by_text(_EVENT))
