@@ -287,7 +287,7 @@ FOLDERS: tuple[Kind, ...] = (
     Kind(
         "remote code, though the architecture is known",
         changed(edited("config.json", auto_map={"AutoModel": "org/name--modeling.Model"})),
-        "asks for remote code",
+        r"asks for remote code.*itself knows its architecture \(model_type\), remove",
     ),
     Kind(
         "prompts that are a list",

@@ -33,6 +33,11 @@ _QUANTISED: Final = {"I8", "U8", "F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3
 
 _SIMILARITIES: Final = {"cosine", "dot", "euclidean", "manhattan"}
 
+_WITHOUT_CODE: Final = (
+    "If transformers itself knows its architecture (model_type), remove the code and every auto_map, otherwise take "
+    "another model"
+)
+
 _MODULE_FOLDER: Final = re.compile(r"\d+_\w+")
 _TEMPLATES: Final = "additional_chat_templates"
 _POINTER: Final = b"version https://git-lfs.github.com/spec/"
@@ -85,7 +90,7 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
     for path, kind, inner in _modules(folder):
         if not kind.startswith("sentence_transformers."):
-            raise ModelError(f"{path} names a class from elsewhere: {kind!r}; models are loaded as data only")
+            raise ModelError(f"{path} names a class from elsewhere: {kind!r}; models are loaded as data only: take another")
         _check_activation(kind, inner)
     _check_kind(folder)
     _check_settings(folder)
@@ -217,7 +222,7 @@ def _check_file(path: Path) -> None:
     if _leads_nowhere(path):
         raise ModelError(f"{path} is a link to a file that is not there: download the model again")
     if _CODE.fullmatch(path.name):
-        raise ModelError(f"{path} is code; models are loaded as data only")
+        raise ModelError(f"{path} is code; models are loaded as data only. {_WITHOUT_CODE}")
     if path.suffix in _PICKLES and not any(path.parent.glob("*.safetensors")):
         raise ModelError(f"{path} may hold a pickle, which can run code when read; save the model as safetensors")
     with path.open("rb") as file:
@@ -233,7 +238,7 @@ def _check_file(path: Path) -> None:
             "model that was quantised"
         )
     if path.suffix == ".json" and "auto_map" in json_object(path):
-        raise ModelError(f"{path} asks for remote code (auto_map); models are loaded as data only")
+        raise ModelError(f"{path} asks for remote code (auto_map); models are loaded as data only. {_WITHOUT_CODE}")
     if path.name in {"config.json", "sentence_bert_config.json"} and _says_quantised(json_object(path)):
         raise ModelError(
             f"{path} says that the weights are quantised, which cannot be trained: name the model that was quantised"
