@@ -8,10 +8,11 @@ from prefect import flow
 from prefect.logging import get_run_logger
 from pydantic import BaseModel, Field
 
-from flows.context import store_url, work_folder
-from tasks import steps
+from flows.context import store_url, this_run, work_folder
+from tasks import steps, telemetry
 from tasks.config import Limits
 from tasks.index import MIN_RECALL, Rule
+from tasks.storage import Store
 
 _LIMITS = Limits()
 _ATTEMPTS = 5
@@ -91,6 +92,15 @@ def reindex(
     """
     where = _Where(store_url(store), target, str(work_folder()))
     settings = _Settings(workers, Rule(min_recall, drop_previous), base_model, limits)
+    with telemetry.told(Store.open(where.store), "reindex", this_run().run_id) as lineage:
+        found = _until_it_serves(where, settings)
+        lineage.reads("documents", found.index, found.documents)
+        lineage.reads_model(None if found.model == "base" else found.model)
+        lineage.fills(target, found.index, found.documents)
+    return found
+
+
+def _until_it_serves(where: _Where, settings: _Settings) -> Reindexed:
     for _ in range(_ATTEMPTS):
         found = _once(where, settings)
         if found is not None:

@@ -6,8 +6,9 @@ from prefect import flow
 from prefect.logging import get_run_logger
 
 from flows.context import store_url, this_run, work_folder
-from tasks import steps
+from tasks import steps, telemetry
 from tasks.config import Limits, Watch
+from tasks.storage import Store
 
 _WATCH, _LIMITS = Watch(), Limits()
 
@@ -27,8 +28,11 @@ def watch_production(watch: Watch = _WATCH, limits: Limits = _LIMITS, store: str
         What serves, its latest windows of fresh labels, and since when it has drifted.
     """
     url, run = store_url(store), this_run()
-    commit = steps.take_in_labels(url, run.run_id, limits)
-    seen = steps.watch(url, run.run_id, commit, watch, str(work_folder()))
-    get_run_logger().info("%s", seen.says)
-    steps.tell(url, seen)
+    with telemetry.told(Store.open(url), "watch-production", run.run_id) as lineage:
+        commit = steps.take_in_labels(url, run.run_id, limits)
+        lineage.reads("pairs", str(commit))
+        seen = steps.watch(url, run.run_id, commit, watch, str(work_folder()))
+        lineage.reads_model(seen.version)
+        get_run_logger().info("%s", seen.says)
+        steps.tell(url, seen)
     return seen.model_dump(mode="json")

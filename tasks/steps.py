@@ -378,10 +378,19 @@ def _with_tokens(targets: publishing.Targets) -> dict[str, str]:
 @task(name="tell other tools", timeout_seconds=120, cache_policy=NO_CACHE)
 def tell_tools(store: str, outcome: Outcome) -> None:
     """Send the run's lineage, and renew the metrics. What goes wrong is logged: the verdict stands."""
-    opened = Store.open(store)
-    telemetry.ended(opened, outcome)
+    telemetry.ended(Store.open(store), outcome)
+    _renew_metrics(store)
+
+
+@task(name="renew metrics", timeout_seconds=120, cache_policy=NO_CACHE)
+def renew_metrics(store: str) -> None:
+    """Write what serves and how the runs ended to the store. What goes wrong is logged."""
+    _renew_metrics(store)
+
+
+def _renew_metrics(store: str) -> None:
     try:
-        telemetry.write_metrics(opened)
+        telemetry.write_metrics(Store.open(store))
     except (StoreError, RegistryError):
         get_run_logger().exception("the metrics were not renewed")
 

@@ -6,7 +6,7 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -294,6 +294,39 @@ def test_a_run_that_is_cancelled_is_aborted(receiver: Receiver) -> None:
     """What it would have come to is not known."""
     lineage.cancelled(Store("s3://bucket", None), outcome("held").run_id)
     assert receiver.states == ["ABORT"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (None, "COMPLETE", ""),
+        (RuntimeError("no power"), "FAIL", "RuntimeError: no power"),
+        (KeyboardInterrupt(), "ABORT", ""),
+    ],
+)
+def test_any_other_run_is_told_as_well(receiver: Receiver, error: BaseException | None, state: str, said: str) -> None:
+    """By the name of its job; what it had read and made by then is told, and no user of a database is."""
+    run_id = outcome("held").run_id
+    with (
+        suppress(RuntimeError, KeyboardInterrupt),
+        telemetry.told(Store("s3://b/team", None), "reindex", run_id) as told,
+    ):
+        told.reads_model("c0ffee112233")
+        told.reads_model(None)
+        told.fills("postgresql://ann@db.example.org/search", "docs_1", 40)
+        told.fills("lancedb:/data/index", "docs_1", 40)
+        if error:
+            raise error
+    start, end = receiver.events
+    assert (start["eventType"], end["eventType"], end["job"]["name"]) == ("START", state, "reindex")
+    assert start["run"]["runId"] == end["run"]["runId"]
+    assert end["run"]["facets"].get("errorMessage", {}).get("message", "") == said
+    assert [(one["namespace"], one["name"]) for one in end["inputs"]] == [("s3://b", "team/models/c0ffee112233")]
+    assert [(one["namespace"], one["name"]) for one in end["outputs"]] == [
+        ("postgres://db.example.org:5432", "search.docs_1"),
+        ("file", "/data/index/docs_1"),
+    ]
+    assert [one["outputFacets"]["outputStatistics"]["rowCount"] for one in end["outputs"]] == [40, 40]
 
 
 @pytest.mark.usefixtures("nowhere")

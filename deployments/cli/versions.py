@@ -92,12 +92,18 @@ def rollback(
     from tasks import registry
     from tasks.publishing import Targets
     from tasks.runs import run_id
+    from tasks.storage import StoreError
+    from tasks.telemetry import write_metrics
 
     opened = connect(state, store)
     change = registry.rollback(
         opened, to, run_id=run_id(datetime.now(UTC), uuid4().hex), who=getpass.getuser(), reason=reason
     )
     console.print(f"{change.serves} serves again, in place of {registry.name_of(change.previous)}")
+    try:
+        write_metrics(opened)
+    except (StoreError, registry.RegistryError) as error:
+        console.print(f"metrics.txt was not renewed: {escape(str(error))}")
     left = ", ".join(one.version for one in registry.held(opened) if one.rollback.promotion == change.promotion)
     if left:
         console.print(f"No night promotes {left} again until `ratchet release VERSION`.")

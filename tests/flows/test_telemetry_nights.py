@@ -11,9 +11,13 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families
 
 import flows.retrain
+from flows.reindex import reindex
 from flows.retrain import retrain
+from flows.rollback import rollback
+from flows.watch_production import watch_production
 from tasks import registry
 from tasks.config import Outcome
+from tasks.index import DocumentsError
 from tasks.storage import Store, StoreError
 from tasks.telemetry import lineage
 from tasks.telemetry.metrics import METRICS
@@ -53,6 +57,26 @@ def test_a_night_leaves_metrics_and_lineage(better: str, night_store: Store, tmp
     counted = {s.labels["verdict"]: s.value for s in samples if s.name == "ratchet_runs_total"}
     assert (counted["promoted"], counted["skipped"], counted["failed"]) == (1, 1, 0)
     assert [s.labels["version"] for s in samples if s.name == "ratchet_production_info"] == [better]
+
+
+def test_every_other_flow_is_a_run_as_well(better: str, night_store: Store, tmp_path: Path) -> None:
+    """Watch, reindex (there are no documents: it fails, with the reason) and rollback; metrics follow a rollback."""
+    retrain(store=night_store.url)
+    with receiving(tmp_path) as receiver:
+        watch_production(store=night_store.url)
+        with pytest.raises(DocumentsError):
+            reindex(store=night_store.url, target=f"lancedb:{tmp_path / 'index'}", workers=0)
+        rollback(store=night_store.url, to_version=registry.BASE, reason="worse for us")
+    told = [(event["job"]["name"], event["eventType"]) for event in receiver.events]
+    assert told == [
+        ("watch-production", "START"), ("watch-production", "COMPLETE"),
+        ("reindex", "START"), ("reindex", "FAIL"),
+        ("rollback", "START"), ("rollback", "COMPLETE"),
+    ]  # fmt: skip
+    assert f"{night_store.prefix}models/{better}" in [one["name"] for one in receiver.events[1]["inputs"]]
+    assert "DocumentsError" in receiver.events[3]["run"]["facets"]["errorMessage"]["message"]
+    assert [one["name"] for one in receiver.events[5]["outputs"]] == [f"{night_store.prefix}production.json"]
+    assert b'ratchet_production_info{version="base",action="rollback"' in night_store.get(METRICS).body
 
 
 def test_what_other_tools_do_wrong_changes_no_verdict(
