@@ -46,6 +46,8 @@ class Hub:
     blobs: dict[str, bytes] = field(default_factory=dict)
     """Uploaded LFS objects by their SHA-256, which was checked."""
     asked: list[str] = field(default_factory=list)
+    refused: tuple[str, int] = ("", 0)
+    """A part of the paths that it refuses, with this status."""
 
 
 def _blob_id(body: bytes) -> str:
@@ -62,9 +64,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))
 
-    def _reply(self, status: int, content: Any = None) -> None:
+    def _reply(self, status: int, content: Any = None, **headers: str) -> None:
         body = json.dumps(content or {}).encode()
         self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Type", "application/json")
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
@@ -76,6 +80,12 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body()
         if not path.startswith("/lfs/") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._reply(401, {"error": "Invalid credentials"})
+            return
+        part, status = self.hub.refused
+        if part and part in path:
+            self._reply(
+                status, {"error": f"refused with {self.headers.get('Authorization')}"}, **{"Retry-After": "3600"}
+            )
             return
         for known, pattern, answer in _ROUTES:
             match = re.fullmatch(pattern, path)
@@ -108,6 +118,8 @@ def _create(hub: Hub, body: bytes) -> tuple[int, Any]:
 
 
 def _info(hub: Hub, _: bytes, name: str, _revision: str | None = None) -> tuple[int, Any]:
+    if name not in hub.repositories:
+        return 404, {"error": "Repository not found"}
     repository = hub.repositories[name]
     files = [{"rfilename": path} for path in repository.files]
     return 200, {"id": name, "sha": repository.head, "private": repository.private, "siblings": files}

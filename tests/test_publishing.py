@@ -6,6 +6,7 @@ import os
 import socket
 from collections.abc import Iterator
 from dataclasses import asdict
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tasks.records import Settings
 from tasks.runs import Run
 from tasks.storage import Store
 from tests import hub, mlflow_server
+from tests.http_servers import serving
 from tests.models import published
 
 HUB = Targets(huggingface="team/search")
@@ -217,10 +219,11 @@ def test_publishing_again_makes_no_second_commit(store: Store, tmp_path: Path, a
 @pytest.mark.parametrize(
     ("targets", "settings", "words"),
     [
-        (MLFLOW, {"MLFLOW_TRACKING_URI": "http://user:hunter22@127.0.0.1:9"}, "Connection refused"),
+        (MLFLOW, {"MLFLOW_TRACKING_URI": "http://user:hunter22@127.0.0.1:9"}, "is MLFLOW_TRACKING_URI right"),
+        (MLFLOW, {"MLFLOW_TRACKING_URI": "http://user:p@hunter22@127.0.0.1:9"}, "is MLFLOW_TRACKING_URI right"),
         (MLFLOW, {"MLFLOW_TRACKING_URI": ""}, "MLFLOW_TRACKING_URI must be the address of an MLflow server"),
         (MLFLOW, {"MLFLOW_TRACKING_URI": "sqlite:///x.db"}, "MLFLOW_TRACKING_URI must be the address"),
-        (HUB, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hunter22"}, "ConnectError"),
+        (HUB, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": "hunter22"}, "is HF_ENDPOINT right"),
         (HUB, {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_TOKEN": ""}, "HF_TOKEN is not set"),
     ],
 )
@@ -237,13 +240,69 @@ def test_a_registry_that_is_away_costs_an_error_and_nothing_else(
     assert not [entry.key for entry in store.entries("runs/") if "published-" in entry.key]
 
 
-def test_a_token_that_is_refused_is_not_told(store: Store, tmp_path: Path, a_hub: hub.Hub) -> None:
-    """The hub answers 401; the next try with the right token publishes."""
+@pytest.mark.parametrize(
+    ("part", "status", "remedy"),
+    [
+        ("/api/repos/create", 401, "HF_TOKEN must be valid, and allowed to write to team/search"),
+        ("/commit/main", 403, "HF_TOKEN must be valid, and allowed to write to team/search"),  # a protected branch
+        ("/commit/main", 409, "the next run tries again"),
+        ("/objects/batch", 429, "the next run tries again"),  # after an hour, it says
+        ("/tag/", 500, "the next run tries again"),
+        ("/preupload/", 404, "is HF_ENDPOINT right, and its server up?"),
+        (
+            "/api/repos/create",
+            200,
+            "is HF_ENDPOINT right, and its server up?",
+        ),  # and says nothing that a hub would
+    ],
+)
+def test_a_hub_that_refuses_is_told_with_a_remedy(
+    store: Store, tmp_path: Path, a_hub: hub.Hub, part: str, status: int, remedy: str
+) -> None:
+    """Its answer repeats the token, which is not told; the next try publishes, with one commit."""
     _promote(store, tmp_path, 1)
-    refused = _publish(store, HUB, _at(a_hub, "hf_a_wrong_one"))
-    assert "401" in refused.error
-    assert "hf_a_wrong_one" not in refused.error
+    before = _served(store)
+    a_hub.refused = part, status
+    refused = _publish(store, HUB, _at(a_hub), seconds=6 if status == 429 else 60)
+    assert refused.error.endswith(f"; {remedy}")
+    assert hub.TOKEN not in refused.error
+    assert _served(store) == before
+    a_hub.refused = "", 0
     assert _publish(store, HUB, _at(a_hub)).error == ""
+    assert len(a_hub.repositories["team/search"].commits) == 2
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "remedy"),
+    [
+        (401, {}, "MLFLOW_TRACKING_TOKEN must be valid, and allowed to write to search"),
+        (429, {"Retry-After": "3600"}, "the next run tries again"),
+        (302, {"Location": "http://169.254.169.254/"}, "is MLFLOW_TRACKING_URI right, and its server up?"),
+    ],
+)
+def test_an_mlflow_server_that_refuses_is_told_with_a_remedy(
+    store: Store, tmp_path: Path, status: int, headers: dict[str, str], remedy: str
+) -> None:
+    """It is not waited for as long as it wishes, and not followed to where it points."""
+    _promote(store, tmp_path, 1)
+
+    class Refuses(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": "0"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    settings = {"MLFLOW_TRACKING_URI": f"http://127.0.0.1:{server.server_port}", "MLFLOW_TRACKING_TOKEN": "hunter22"}
+    with serving(server):
+        refused = _publish(store, MLFLOW, _environment(MLFLOW_HTTP_REQUEST_MAX_RETRIES="1", **settings))
+    assert refused.error.endswith(f"; {remedy}")
+    assert "hunter22" not in refused.error
 
 
 def test_a_registry_that_never_answers_is_left_in_time(store: Store, tmp_path: Path) -> None:
@@ -253,16 +312,15 @@ def test_a_registry_that_never_answers_is_left_in_time(store: Store, tmp_path: P
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
         result = _publish(store, HUB, _environment(HF_ENDPOINT=url, HF_TOKEN="x" * 9), seconds=3)
-    assert result.error == "it was not done within 3 s"
+    assert result.error == "it was not done within 3 s; last: no message; the next run tries again"
     assert _served(store) == before
 
 
 def test_a_damaged_version_is_not_published(store: Store, tmp_path: Path, a_hub: hub.Hub) -> None:
-    """What does not verify leaves the store by no door."""
+    """What does not verify leaves the store by no door, and that is told like any other failure."""
     version = _promote(store, tmp_path, 1)
     store.put(f"models/{version}/model.safetensors", b"Weights 1")
-    with pytest.raises(registry.VersionError, match="another sha256"):
-        _publish(store, HUB, _at(a_hub))
+    assert "another sha256" in _publish(store, HUB, _at(a_hub)).error
     assert a_hub.asked == []
 
 

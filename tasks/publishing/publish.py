@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -37,7 +38,17 @@ _SECONDS: Final = 900.0
 _ROUNDS: Final = 3
 _LONGEST: Final = 500
 _SECRET: Final = re.compile(r"TOKEN|PASSWORD|SECRET|API_KEY|AUTH_STRING")
-_USERINFO: Final = re.compile(r"(?<=://)[^/@\s]*@")
+_USERINFO: Final = re.compile(r"(?<=://)[^/\s]*@")
+
+_REMEDIES: Final = {
+    r"\b401\b|\b403\b|UNAUTHENTICATED|PERMISSION_DENIED": "{token} must be valid, and allowed to write to {name}",
+    r"\b409\b|\b412\b|\b429\b|\b5\d\d\b|done within": "the next run tries again",
+    r"\b404\b|\b30[1278]\b|Connect|Max retries|KeyError|JSONDecodeError": "is {address} right, and its server up?",
+    r"'active' state": "restore the experiment {name} in MLflow",
+}
+"""What to do about an error, by what its message holds; the first counts."""
+
+_ADDRESSES: Final[Mapping[Target, str]] = {"mlflow": "MLFLOW_TRACKING_URI", "huggingface": "HF_ENDPOINT"}
 
 
 @dataclass(frozen=True)
@@ -111,15 +122,26 @@ def _once(sender: _Sender, production: Production, *, again: bool) -> Result:
 
 def _send(sender: _Sender, production: Production) -> tuple[str, str]:
     """Where the version is now, and why it is not there."""
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(temporary)
-        if production.version is not None:
-            registry.pull(sender.store, production.version, folder / MODEL)
-        (folder / "job.json").write_bytes(to_json(_job(sender, production, folder)))
-        error = _run(folder, sender.environment, sender.seconds)
-        if error:
-            return "", _without_secrets(error, sender.environment)[:_LONGEST]
-        return str(json.loads((folder / "reply.json").read_text())["where"]), ""
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            if production.version is not None:
+                registry.pull(sender.store, production.version, folder / MODEL)
+            (folder / "job.json").write_bytes(to_json(_job(sender, production, folder)))
+            error = _run(folder, sender.environment, sender.seconds)
+            if error:
+                return "", _said(error, sender)
+            return str(json.loads((folder / "reply.json").read_text())["where"]), ""
+    except (OSError, registry.VersionError) as error:  # the disk is full, or the version damaged
+        return "", _said(f"{type(error).__name__}: {error}", sender)
+
+
+def _said(error: str, sender: _Sender) -> str:
+    """An error without secrets, and what to do about it, as far as its message tells."""
+    said = _without_secrets(error, sender.environment)[:_LONGEST]
+    remedies = (remedy for pattern, remedy in _REMEDIES.items() if re.search(pattern, error))
+    names = {"token": SECRETS[sender.target], "name": sender.name, "address": _ADDRESSES[sender.target]}
+    return "; ".join([said, *(remedy.format(**names) for remedy in islice(remedies, 1))])
 
 
 def _job(sender: _Sender, production: Production, folder: Path) -> Job:
@@ -207,22 +229,27 @@ def _run(folder: Path, environment: Mapping[str, str], seconds: float) -> str:
             _, said = process.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
+            _, said = process.communicate()
             if isinstance(error, subprocess.TimeoutExpired):
-                return f"it was not done within {seconds:g} s"
+                return f"it was not done within {seconds:g} s; last: {_last_line(said)}"
             raise
     if process.returncode == 0:
         return ""
     failure = folder / "error.txt"
     if failure.is_file():
         return failure.read_text()
-    last = said.strip().splitlines()[-1:] or ["no message"]
-    return f"exit status {process.returncode}: {last[0]}"
+    return f"exit status {process.returncode}: {_last_line(said)}"
+
+
+def _last_line(said: str) -> str:
+    return said.strip().rpartition("\n")[2] or "no message"
 
 
 _QUIET: Final = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_RESPECT_RETRY_AFTER_HEADER": "false",  # an hour, if the server wishes
+    "MLFLOW_ALLOW_HTTP_REDIRECTS": "false",  # to wherever the server wishes
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "DO_NOT_TRACK": "1",
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
