@@ -183,6 +183,7 @@ def test_a_row_that_is_too_long_is_named(tmp_path: Path) -> None:
     [
         ("a.jsonl", lines({"text": "x"}), "no column of ids"),
         ("a.jsonl", lines({"id": "x", "words": "x"}), "no text"),
+        ("scifact/queries.jsonl", lines({"_id": "q", "text": "x"}), "queries in BEIR layout, not documents"),
         ("a.xlsx", b"PK", "unknown kind of file"),
         ("a.csv", "id,text\n1,a\n".encode("utf-16-le"), "UTF-16 text"),
         ("a.csv", ("id,text\n" + "1,ä\n" * 20).encode("cp1252"), "not UTF-8"),

@@ -12,7 +12,7 @@ import orjson
 from tasks.config import Limits
 from tasks.parsing.columns import Columns, Survey
 from tasks.parsing.names import plain
-from tasks.parsing.objects import source_of
+from tasks.parsing.objects import refuse_queries, source_of
 from tasks.parsing.parquet import ParquetRows
 from tasks.parsing.rows import Rejected, fault
 from tasks.parsing.shapes import shape_of
@@ -50,6 +50,7 @@ def read_documents(
     of texts, no column of ids.
     """
     caps = limits or Limits()
+    refuse_queries(key)
     source = source_of(key, body, caps)
     if isinstance(source, ParquetRows):
         source.every = True

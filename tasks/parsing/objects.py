@@ -52,7 +52,7 @@ def parse(key: str, body: bytes, limits: Limits | None = None) -> Iterator[Chunk
     source: Source | None = None
     accepted = rejected = 0
     try:
-        _refuse_by_name(key)
+        refuse_queries(key)
         source = _SOURCES[ending](body, packing if packing in {"gz", "zst"} else "", caps)
         reading = Reading(key, caps, source)
         for chunk in reading.chunks():
@@ -103,10 +103,10 @@ def _refusal(key: str, error: RefusedError, rows: int, kind: str = "") -> Chunk:
     return Chunk(_NO_ROWS, [Rejected(key, 0, str(error), "")], understood)
 
 
-def _refuse_by_name(key: str) -> None:
-    """Queries of a folder in BEIR layout look like documents; only their name tells."""
+def refuse_queries(key: str) -> None:
+    """Raise RefusedError for queries of a folder in BEIR layout: they look like documents; only their name tells."""
     folder, _, rest = key.partition("/")
-    if KINDS.get(folder) == "corpus" and rest.rpartition("/")[2].lower().startswith("queries."):
+    if KINDS.get(folder, folder) in {"corpus", "documents"} and rest.rpartition("/")[2].lower().startswith("queries."):
         raise RefusedError(
             "queries in BEIR layout, not documents",
             "`ratchet convert FOLDER pairs.jsonl` joins queries, corpus and qrels into pairs",
