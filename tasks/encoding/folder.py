@@ -90,7 +90,9 @@ def check_folder(folder: Path) -> None:
         raise ModelError(f"{folder} holds no model: it has neither modules.json nor config.json")
     for path, kind, inner in _modules(folder):
         if not kind.startswith("sentence_transformers."):
-            raise ModelError(f"{path} names a class from elsewhere: {kind!r}; models are loaded as data only: take another")
+            raise ModelError(
+                f"{path} names a class from elsewhere: {kind!r}; models are loaded as data only: take another"
+            )
         _check_activation(kind, inner)
     _check_kind(folder)
     _check_settings(folder)
