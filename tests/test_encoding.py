@@ -144,9 +144,21 @@ def _leave_out_the_weights(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
 
 
+def _garble_the_weights(folder: Path) -> None:
+    header = b'{"weight": 5}'
+    (folder / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+
+
+def _remove_it(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_garble_the_weights, "is truncated, or not a safetensors file"),
+        (_remove_it, "holds no model"),
         (_add_code, r"modeling\.py is code"),
         (_ask_for_remote_code, r"config\.json asks for remote code"),
         (_ask_for_a_remote_tokenizer, r"tokenizer_config\.json asks for remote code"),
@@ -165,6 +177,12 @@ def test_a_model_that_would_have_to_be_trusted_is_refused(
     for use in (lambda: encoding.resolve_model(str(copy)), lambda: encoding.load(copy)):
         with pytest.raises(ModelError, match=message):
             use()
+
+
+def test_a_folder_that_is_not_there_holds_no_model(tmp_path: Path) -> None:
+    """A word, and no error of the file system."""
+    with pytest.raises(ModelError, match="holds no model"):
+        encoding.load(tmp_path / "nowhere")
 
 
 def test_pickled_weights_beside_safetensors_are_only_left_unread(copy: Path) -> None:

@@ -78,7 +78,7 @@ def check_folder(folder: Path) -> None:
     without their base model, exports for other runtimes, quantised weights, settings that the library would ignore,
     other kinds of model, or no weights.
     """
-    files = read_files(folder)
+    files = read_files(folder) if folder.is_dir() else []
     if exported := _exports(folder, files):
         raise ModelError(
             f"{folder} holds weights for {exported} alone, which cannot be trained: name the model that they were made "
@@ -154,7 +154,7 @@ def tensors_header(path: Path) -> tuple[dict[str, Any], int]:
             header = json.loads(file.read(length)) if length <= path.stat().st_size else None
         except ValueError:
             header = None
-    if not isinstance(header, dict):
+    if not isinstance(header, dict) or not all(isinstance(found, dict) for found in header.values()):
         raise ModelError(f"{path} is truncated, or not a safetensors file: download it again")
     header.pop("__metadata__", None)
     return {name: found for name, found in header.items() if not name.endswith("position_ids")}, 8 + length
@@ -233,7 +233,7 @@ def _check_file(path: Path) -> None:
                 f"{path} is a git-lfs pointer, not the file itself: run `git lfs install` and `git lfs pull` there"
             )
     if path.suffix == ".safetensors" and (
-        types := _QUANTISED & {tensor["dtype"] for tensor in tensors_header(path)[0].values()}
+        types := _QUANTISED & {str(tensor.get("dtype")) for tensor in tensors_header(path)[0].values()}
     ):
         raise ModelError(
             f"{path} holds weights as {', '.join(sorted(types))}, which were quantised and cannot be trained: name the "
