@@ -41,6 +41,7 @@ from tqdm import tqdm
 from tasks import alerts, approval, index, night, publishing, report, runs, telemetry
 from tasks.config import Checks, Gate, Limits, Model, Outcome, Training, Verdict, Watch
 from tasks.intake import LogError
+from tasks.pace import Pace, duration
 from tasks.records import Asked, Begun, Candidate, Checked, Estimate, Question, Scored, Settings, Taken
 from tasks.registry import Change, RegistryError, name_of, store_time
 from tasks.report import evidence
@@ -98,10 +99,6 @@ def _show(create: Callable[[], Any], *, waits: Sequence[float] = _AGAIN) -> Any:
     raise AssertionError("unreachable: the loop returns")
 
 
-_LINE_SECONDS: Final = 30.0
-"""Seconds between lines that say how far a step is, where there is no terminal for a bar."""
-
-
 class Progress(AbstractContextManager["Progress"]):
     """How far a long step is: a bar in a terminal, else a line in the log every half minute; an artifact in the UI.
 
@@ -114,9 +111,8 @@ class Progress(AbstractContextManager["Progress"]):
         self._artifact = _show(lambda: create_progress_artifact(0.0, key=key, description=what), waits=())
         self._teller = ThreadPoolExecutor(1, thread_name_prefix="progress")
         self._telling: Future[None] | None = None
-        self._logger = get_run_logger()
-        self._first: tuple[float, int] | None = None  # when the first report came, and what was done by then
-        self._told = self._logged = time.monotonic()
+        self._pace = Pace(what, partial(get_run_logger().info, "%s"))
+        self._told = time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Say that `done` of `total` is done; the UI is told every two seconds at most."""
@@ -126,12 +122,8 @@ class Progress(AbstractContextManager["Progress"]):
         if total and now - self._told >= 2.0:
             self._told = now
             self._tell(100.0 * done / total, f"{self._what}: {done:,} of {total:,}")
-        # from the first report on: models are loaded before it, and a training goes on from its checkpoint
-        began, before = self._first = self._first or (now, done)
-        if self._bar.disable and done > before and now - self._logged >= _LINE_SECONDS:
-            self._logged = now
-            left = (now - began) * (total - done) / (done - before)
-            self._logger.info("%s: %s of %s, about %s left", self._what, f"{done:,}", f"{total:,}", _duration(left))
+        if self._bar.disable:
+            self._pace(done, total)
 
     def _tell(self, percent: float, how_far: str) -> None:
         """Send it, unless the last one is still on its way: then the next one will do."""
@@ -149,11 +141,6 @@ class Progress(AbstractContextManager["Progress"]):
         self._teller.shutdown(wait=kind is None)
         if kind is None and self._artifact is not None:
             self._send(100.0, self._what)
-
-
-def _duration(seconds: float) -> str:
-    """A duration to the second below two minutes, to the minute above."""
-    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min"
 
 
 @task(name="begin", **_SHORT)
@@ -197,7 +184,7 @@ def train(store: str, run_id: str, commit: int, production: str | None, training
     logger = get_run_logger()
 
     def expected(estimate: Estimate) -> None:
-        logger.info("training will take about %s, %.2f dollars", _duration(estimate.seconds), estimate.dollars)
+        logger.info("training will take about %s, %.2f dollars", duration(estimate.seconds), estimate.dollars)
 
     with Progress("training", "Training steps") as progress:
         candidate = night.train(

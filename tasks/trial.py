@@ -23,6 +23,7 @@ from tasks import dataset, intake
 from tasks.config import TARGETS, Checks, Gate, GuardResult, Limits, Training
 from tasks.dataset import EvaluationSet
 from tasks.gate import Decision, Scores, decide
+from tasks.pace import Pace, duration
 from tasks.parsing import KINDS, Chunk, Rejected, Understood, is_ignored, parse, refuse_unread
 from tasks.records import Cuts, Trained
 from tasks.splits import Side, Split, document_key
@@ -245,15 +246,15 @@ def compare(
         for number, (part, folder) in enumerate(zip(parts, folders, strict=True), 1):
             of = f", fold {number} of {len(parts)}" if len(parts) > 1 else ""
             on_step(f"fine-tuning on {part.train.num_rows:,} rows{of}")
-            runs.append(_train(part, training, folder))
+            runs.append(_train(part, training, folder, on_step))
         on_step("scoring both models on the queries held out")
-        base, tuned, results, vetoes = _score(parts, folders, training.base_model, gate, guarded)
+        base, tuned, results, vetoes = _score(parts, folders, training.base_model, gate, guarded, on_step)
         if out is not None and len(parts) == 1:
             shutil.copytree(folders[0], out)
         elif out is not None:
             whole = dataset.build(labels.rows, Fold(_SALT, number=FOLDS))
             on_step(f"fine-tuning on {whole.train.num_rows:,} rows, for the model to keep")
-            _train(whole, training, out)
+            _train(whole, training, out, on_step)
             vetoes += _check_kept(out, parts[0], training.base_model, gate)
     return Trial(
         checks=checks,
@@ -300,11 +301,20 @@ def _parts(rows: pa.Table) -> list[Dataset]:
     return parts
 
 
-def _train(part: Dataset, training: Training, folder: Path) -> Trained:
-    """Fine-tune on the train side of a part."""
+def _train(part: Dataset, training: Training, folder: Path, say: Callable[[str], None]) -> Trained:
+    """Fine-tune on the train side of a part, and say how long it will take."""
     from tasks import training as trainer
 
-    return trainer.train(part.train, part.dev, part.documents, training, folder)
+    pace = Pace("training steps", say)
+    return trainer.train(
+        part.train,
+        part.dev,
+        part.documents,
+        training,
+        folder,
+        on_progress=lambda step, steps, _loss: pace(step, steps),
+        on_estimate=lambda estimate: say(f"training will take about {duration(estimate.seconds)}"),
+    )
 
 
 def _check_kept(kept: Path, part: Dataset, base_model: str, gate: Gate) -> list[str]:
@@ -325,7 +335,12 @@ def _check_kept(kept: Path, part: Dataset, base_model: str, gate: Gate) -> list[
 
 
 def _score(
-    parts: Sequence[Dataset], folders: Sequence[Path], base_model: str, gate: Gate, guarded: Sequence[GuardSet]
+    parts: Sequence[Dataset],
+    folders: Sequence[Path],
+    base_model: str,
+    gate: Gate,
+    guarded: Sequence[GuardSet],
+    say: Callable[[str], None],
 ) -> tuple[Scores, Scores, list[GuardResult], list[str]]:
     """Scores of the base model and of the fine-tuned ones over the tests of all parts, and why these must not serve.
 
@@ -343,11 +358,12 @@ def _score(
     # which is the fastest takes longer than to encode what is cross-validated
     path = encoding.FP32 if len(parts) > 1 else encoding.choose_path(models, [*test.queries, *documents])
     base = encoding.ModelEncoder(models[0], encoding.fingerprint(origin), path)
-    before = scoring.score_side(test, documents, base)
+    before = scoring.score_side(test, documents, base, on_progress=Pace("texts encoded", say))
     tuned: list[scoring.SideScores] = []
     exposures = []
     for part, folder in zip(parts, folders, strict=True):
-        tuned.append(scoring.score_side(part.test, documents, encoding.ModelEncoder.open(folder, path)))
+        encoder = encoding.ModelEncoder.open(folder, path)
+        tuned.append(scoring.score_side(part.test, documents, encoder, on_progress=Pace("texts encoded", say)))
         nearest = nearest_training_query(part.test.queries, part.train["query"].to_pylist())
         new = scoring.new_documents(part.test, part.trained_documents)
         exposures.append(scoring.Exposure(nearest, near_duplicates(nearest), new))

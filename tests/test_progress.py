@@ -13,8 +13,8 @@ from tasks import steps
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes on by ten seconds at every look; no Prefect server and no run to log for."""
-    ticks = itertools.count(0.0, 10.0)
+    """A clock that goes on by ten seconds at every step, which looks twice; no Prefect server and no run to log for."""
+    ticks = itertools.count(0.0, 5.0)
     monkeypatch.setattr("tasks.steps.time.monotonic", lambda: next(ticks))
     monkeypatch.setattr(steps, "get_run_logger", lambda: logging.getLogger("night"))
     monkeypatch.setattr(steps, "create_progress_artifact", lambda *_, **__: None)

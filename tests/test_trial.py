@@ -117,11 +117,15 @@ def test_too_few_queries_are_refused() -> None:
         trial._parts(table([{**pair} for pair in _pairs(9)]))
 
 
-def test_fifty_pairs_come_to_a_comparison_that_says_how_little_it_knows(tmp_path: Path) -> None:
+def test_fifty_pairs_come_to_a_comparison_that_says_how_little_it_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A whole trial of a tiny model: 50 queries tested, the caution about folds, documents and steps, a kept model."""
     base = tiny_models.save(tmp_path / "base")
     labels = trial.read(_write(tmp_path / "pairs.jsonl", _pairs(50)))
     steps: list[str] = []
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(trial, "Pace", lambda what, _: lambda done, total: told.append((what, done, total)))
     training = Training(base_model=str(base), matryoshka_dims=(), max_length=32, precision="fp32")
     found = trial.compare(labels, training, Gate(), Checks(), out=tmp_path / "kept", on_step=steps.append)
     assert (found.folds, found.queries, found.documents, found.steps) == (5, 50, 50, 1)
@@ -131,7 +135,9 @@ def test_fifty_pairs_come_to_a_comparison_that_says_how_little_it_knows(tmp_path
     for part in ("5 folds", "50 documents", "So few steps (1)", "training.epochs=20"):
         assert part in said
     assert (tmp_path / "kept" / "modules.json").exists()
-    assert steps[-1] == "fine-tuning on 50 rows, for the model to keep"
+    assert steps[-2] == "fine-tuning on 50 rows, for the model to keep"
+    assert steps[-1].startswith("training will take about ")
+    assert {("training steps", 1, 1), ("texts encoded", 50, 50)} <= set(told)
     assert "not the scored ones" not in " ".join(found.decision.reasons)
 
 
