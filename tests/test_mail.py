@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from urllib.parse import quote
 
 import pytest
@@ -13,6 +14,7 @@ from prefect.blocks.abstract import NotificationError
 from deployments.server import channels
 from deployments.server.settings import Channel
 from tests import mail
+from tests.http_servers import serving
 
 TO = ("ann@example.org", "bob@example.org")
 CHANNEL = Channel(kind="smtp", secret_env="MAIL", sender="ratchet@example.org", recipients=TO)
@@ -80,6 +82,43 @@ def test_one_refused_recipient_is_a_failure_and_the_others_get_theirs() -> None:
     with mail.running(refused=TO[0]) as server, pytest.raises(NotificationError):
         _send(f"smtp://127.0.0.1:{server.port}")
     assert [one.recipient for one in server.mails] == [TO[1]]
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},  # it takes the connection and hangs
+        {"": b"421 busy\r\n"},
+        {"": b"220 here\r\n", "EHLO": b"250 me\r\n", "MAIL": b"250 OK\r\n", "RCPT": b"451 greylisted\r\n"},
+        {
+            "": b"220 here\r\n",
+            "EHLO": b"250 me\r\n",
+            "MAIL": b"250 OK\r\n",
+            "RCPT": b"250 OK\r\n",
+            "DATA": b"",
+        },  # hangs up
+    ],
+)
+def test_a_server_that_fails_half_way_is_a_failure(answers: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not a mail that counts as sent: Prefect tries again."""
+    monkeypatch.setattr("apprise.plugins.email.base.NotifyEmail.socket_connect_timeout", 0.5)
+
+    class Fails(BaseRequestHandler):
+        def handle(self) -> None:
+            if not answers:
+                self.request.recv(1)  # until the client gives up
+                return
+            self.request.sendall(answers[""])
+            while line := self.request.recv(4096):
+                answer = answers.get(line[:4].decode().upper(), b"250 OK\r\n" if line[:4] != b"QUIT" else b"")
+                if not answer:
+                    return
+                self.request.sendall(answer)
+
+    server = ThreadingTCPServer(("127.0.0.1", 0), Fails)
+    server.daemon_threads = True
+    with serving(server), pytest.raises(NotificationError):
+        _send(f"smtp://127.0.0.1:{server.server_address[1]}")
 
 
 @pytest.mark.parametrize(
