@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -146,6 +147,34 @@ def test_an_approval_does_not_move_a_production_that_has_changed(store: Store, w
     assert change is None
     assert "production changed since it was scored" in why
     assert store.get("production.json").body == before
+
+
+def _shorten(store: Store, version: str) -> None:
+    store.put(f"models/{version}/model.safetensors", b"candid")
+
+
+def _change(store: Store, version: str) -> None:
+    store.put(f"models/{version}/model.safetensors", b"CANDIDATE")
+
+
+def _remove(store: Store, version: str) -> None:
+    store.delete([f"models/{version}/model.safetensors"])
+
+
+@pytest.mark.parametrize("damage", [_shorten, _change, _remove])
+def test_an_approved_candidate_that_was_damaged_meanwhile_never_serves(
+    store: Store, waiting: str, tmp_path: Path, damage: Callable[[Store, str], None]
+) -> None:
+    """Its file is shorter, changed or gone: the promotion fails with its name, and the pointer keeps its bytes."""
+    other = published(store, tmp_path / "other", b"other")
+    registry.promote(store, other, None, run_id="other", who="night", reason="nightly", scores={})
+    before = store.get("production.json")
+    approval.answer(store, RUN, "approved", by="Ada")
+    damage(store, waiting)
+    with pytest.raises(registry.VersionError, match=f"{waiting}.*model.safetensors"):
+        night.promote(store, RUN, Model(version=waiting), before.etag, who="night", reason="nightly")
+    assert store.get("production.json").body == before.body
+    assert len(registry.history(store)) == 1
 
 
 def _command(store: Store, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -217,6 +218,9 @@ def test_the_command_prints_them_and_listens_beyond_this_machine_only_with_a_tok
         assert "set RATCHET_METRICS_TOKEN" in refused(listen)
     for listen in ("", "host", "127.0.0.1:", "127.0.0.1:65536", "1:-1"):
         assert "[HOST:]PORT" in refused(listen)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert refused(str(port)) == f"cannot listen on {port}: Address already in use"
     monkeypatch.setenv("RATCHET_METRICS_TOKEN", "short")
     assert "at least 16" in refused("127.0.0.1:9464")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from tasks import runs
@@ -27,8 +29,9 @@ def promote(
     """Let the candidate serve in the place of exactly what it was compared with.
 
     Returns the change of production and why it may be trusted to be the only one; or None and why there was none.
+    Raises VersionError when the candidate is not whole; of one that waited for a person every hash is checked.
     """
-    from tasks.registry import ProductionChangedError, RefusedError, silently
+    from tasks.registry import ProductionChangedError, RefusedError, pull, silently
     from tasks.registry import promote as move
 
     version = str(candidate.version)
@@ -37,6 +40,9 @@ def promote(
         return None, hold(store, run_id, f"{approval}.")
     if approval is not None and (changed := _guards_changed(store, run_id)):  # it may have waited for hours
         return None, hold(store, run_id, changed)
+    if approval is not None:  # its files were read hours ago
+        with TemporaryDirectory() as folder:
+            pull(store, version, Path(folder) / "candidate")
     try:
         change = move(
             store,

@@ -17,7 +17,7 @@ from flows.rollback import rollback
 from flows.watch_production import watch_production
 from tasks import registry
 from tasks.config import Outcome
-from tasks.index import DocumentsError
+from tasks.encoding import ModelError
 from tasks.storage import Store, StoreError
 from tasks.telemetry import lineage
 from tasks.telemetry.metrics import METRICS
@@ -60,11 +60,11 @@ def test_a_night_leaves_metrics_and_lineage(better: str, night_store: Store, tmp
 
 
 def test_every_other_flow_is_a_run_as_well(better: str, night_store: Store, tmp_path: Path) -> None:
-    """Watch, reindex (there are no documents: it fails, with the reason) and rollback; metrics follow a rollback."""
+    """Watch, reindex (bytes are no model: it fails, with the reason) and rollback; metrics follow a rollback."""
     retrain(store=night_store.url)
     with receiving(tmp_path) as receiver:
         watch_production(store=night_store.url)
-        with pytest.raises(DocumentsError):
+        with pytest.raises(ModelError):
             reindex(store=night_store.url, target=f"lancedb:{tmp_path / 'index'}", workers=0)
         rollback(store=night_store.url, to_version=registry.BASE, reason="worse for us")
     told = [(event["job"]["name"], event["eventType"]) for event in receiver.events]
@@ -74,7 +74,7 @@ def test_every_other_flow_is_a_run_as_well(better: str, night_store: Store, tmp_
         ("rollback", "START"), ("rollback", "COMPLETE"),
     ]  # fmt: skip
     assert f"{night_store.prefix}models/{better}" in [one["name"] for one in receiver.events[1]["inputs"]]
-    assert "DocumentsError" in receiver.events[3]["run"]["facets"]["errorMessage"]["message"]
+    assert "ModelError" in receiver.events[3]["run"]["facets"]["errorMessage"]["message"]
     assert [one["name"] for one in receiver.events[5]["outputs"]] == [f"{night_store.prefix}production.json"]
     assert b'ratchet_production_info{version="base",action="rollback"' in night_store.get(METRICS).body
 
