@@ -316,7 +316,7 @@ def test_every_form_of_an_export_is_read(
             "1 of the 9,999",
         ),
         ("ubi_events.json", b'{"query_id": "q1"}\n{"query_id": "q', "is not JSON, CSV or Parquet, or is damaged"),
-        ("ubi_events.json.gz", gzip.compress(b'{"query_id": "q1"}')[:-9], "damaged"),
+        ("ubi_events.json.gz", gzip.compress(b'{"query_id": "q1"}', mtime=0)[:-9], "damaged"),
         ("ubi_events.csv", b"query_id,action_name\nq1,click,a\n", "another number of cells"),
         ("ubi_events.json", b'["q1", "click"]', "something that is not an object"),
     ],
