@@ -64,7 +64,7 @@ def judge(store: Store, run_id: str, gate: Gate, checks: Checks) -> Judged:
         production=models["production"],
         base=models.get("base"),
         deltas=decision.deltas,
-        guards=guarded,
+        guards=list(guarded),
         guidance=guidance.text,
         cost={"training_seconds": trained.seconds, "dollars": trained.dollars},
     )
