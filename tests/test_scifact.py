@@ -12,7 +12,7 @@ from tasks import encoding
 from tasks.config import BUNDLED_MODEL
 from tasks.encoding import encode
 from tasks.ranking import metrics, relevant_ranks
-from tests.benchmarks.bench_training import tested
+from tests.benchmarks.bench_training import labelled_set
 
 SCIFACT = Path(__file__).parents[2] / "shared" / "data" / "scifact"
 """Where the data lies when it lies beside the checkout; it is no part of the project."""
@@ -30,7 +30,7 @@ def _map_at_100(ranks: list[Any]) -> float:
 @pytest.mark.skipif(not SCIFACT.is_dir(), reason="the SciFact data do not lie beside the checkout")
 def test_the_published_figures_come_out() -> None:
     """all-MiniLM-L6-v2 at 256 tokens: NDCG@10 .64508, Recall@10 .78333, MAP@100 .60307 (the MTEB results)."""
-    data = tested(SCIFACT)
+    data = labelled_set(SCIFACT)
     model = encoding.load(encoding.resolve_model(BUNDLED_MODEL))
     assert model.max_seq_length == 256
     asked, searched = encode(model, data.queries, "query"), encode(model, data.documents, "document")

@@ -35,7 +35,7 @@ from tasks.training import FROM_BASE, Documents, Start, query_side
 from tasks.training.fine_tune import run as train_here
 from tasks.training.job import Job
 from tasks.training.processes import ALONE
-from tests.benchmarks.bench_training import BESIDE, Data, aws, nl2bash, smaller, tested
+from tests.benchmarks.bench_training import BESIDE, Data, aws, labelled_set, nl2bash, smaller
 from tests.benchmarks.report import Clock, Result, arguments, show, summarise
 
 PACKAGES: Final = ("sklearn", "scipy", "networkx")
@@ -312,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> list[Run]:
     base = resolve_model(chosen.base)
     general = None
     if chosen.general.is_dir() and not chosen.quick:
-        general = Searched.of(cut(tested(chosen.general), _GENERAL, chosen.documents), base)
+        general = Searched.of(cut(labelled_set(chosen.general), _GENERAL, chosen.documents), base)
     benches = [Bench.of(cut(data, chosen.queries, chosen.documents), base, general) for data in sets]
     runs = [run for bench in benches for run in bench.of_base()]
     for seed in range(chosen.seeds):

@@ -100,10 +100,10 @@ def nl2bash(folder: Path, pairs: int) -> Data:
     """Requests -> commands; its own train side, its whole corpus and test side."""
     trained = [(row["query"], row["document"]) for row in _lines(folder / "pairs.jsonl.gz") if row["split"] == "train"]
     order = np.random.default_rng(0).permutation(len(trained))[:pairs]
-    return replace(tested(folder), pairs=[trained[n] for n in order])
+    return replace(labelled_set(folder), pairs=[trained[n] for n in order])
 
 
-def tested(folder: Path) -> Data:
+def labelled_set(folder: Path) -> Data:
     """The whole corpus and test side of a set that lies beside the checkout; nothing to train on."""
     corpus = _lines(folder / "corpus.jsonl.gz")
     place = {document["_id"]: number for number, document in enumerate(corpus)}
