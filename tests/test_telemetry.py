@@ -23,6 +23,7 @@ from tasks.config import Outcome
 from tasks.runs import Run
 from tasks.storage import Store, StoreError
 from tasks.telemetry import Metrics, lineage
+from tasks.telemetry.events import Lineage
 from tasks.telemetry.openmetrics import Family, text_of
 from tests.http_servers import serving
 from tests.lineage import Receiver, receiving, unconfigured
@@ -376,3 +377,19 @@ def test_a_receiver_that_is_away_costs_nothing_but_a_line(
     nowhere.setenv("OPENLINEAGE__TRANSPORT", '{"type": "no such transport"}')
     lineage.ended(Store("s3://bucket", None), outcome("held"))
     assert "was not sent" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("target", "namespace"),
+    [
+        ("postgresql://ann@a.example,b.example:5433/search", "postgres://a.example,b.example:5433"),
+        ("postgresql://a.example:5432,b.example:5433/search", "postgres://a.example:5432,b.example:5433"),
+        ("postgresql://[::1]/search", "postgres://[::1]:5432"),
+        ("postgresql:///search", "postgres://localhost:5432"),
+    ],
+)
+def test_any_address_of_a_target_is_noted(target: str, namespace: str) -> None:
+    """A reindex that has switched does not fail by what is told of it: several hosts have no single port."""
+    told = Lineage(Store("s3://bucket", None), "reindex", outcome("held").run_id)
+    told.fills(target, "docs_1", 40)
+    assert [(one.namespace, one.name) for one in told.outputs] == [(namespace, "search.docs_1")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -68,7 +69,9 @@ class Lineage:
         """Note an index of documents as an output, in PostgreSQL or in a folder of LanceDB."""
         if target is not None and target.startswith("postgres"):
             parts = urlsplit(target)
-            where = f"postgres://{parts.hostname or 'localhost'}:{parts.port or 5432}"
+            # several hosts, as libpq takes them, have no port that urlsplit can read
+            host = parts.netloc.rpartition("@")[2] or "localhost"
+            where = f"postgres://{host}" if re.search(r":\d+$", host) else f"postgres://{host}:5432"
             self.outputs.append(_Dataset(where, f"{parts.path.lstrip('/')}.{index}", index, rows))
         else:
             self.outputs.append(
